@@ -1,0 +1,238 @@
+"""Endorsement policies in Fabric's syntax (requirement E-5).
+
+    AND('A', 'B')   OR('A', AND('B', 'C'))   OutOf(3, 'A', 'B', 'C', 'D')
+    ALL             ANY                      MAJORITY      MAJORITY(1/2)
+
+`ALL`, `ANY` and `MAJORITY` speak of all nodes of the channel. A majority is *more than* a share of them: two
+thirds unless another share is named (requirement E-15). An outcome is data: who approved, who refused, who
+is missing.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import Final
+
+import msgspec
+
+from protocol.errors import PolicySyntaxError
+
+MAX_LENGTH: Final = 4096
+MAX_DEPTH: Final = 16
+DEFAULT_SHARE: Final = Fraction(2, 3)
+
+
+class PolicyResult(msgspec.Struct, frozen=True):
+    """How a policy judges votes. `possible` tells whether the missing nodes could still satisfy it."""
+
+    satisfied: bool
+    possible: bool
+    approved: tuple[str, ...]
+    refused: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+class _Node(msgspec.Struct, frozen=True):
+    name: str
+
+
+class _OutOf(msgspec.Struct, frozen=True):
+    needed: int
+    rules: "tuple[_Rule, ...]"
+
+
+class _Share(msgspec.Struct, frozen=True):
+    """More than `share` of the channel's nodes; None stands for all of them, zero for any one."""
+
+    share: Fraction | None
+
+
+_Rule = _Node | _OutOf | _Share
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """A parsed policy."""
+
+    text: str
+    rule: _Rule
+
+    def nodes(self, members: Iterable[str]) -> frozenset[str]:
+        """The target nodes: all that the policy may count, in a channel of `members`."""
+        everyone = frozenset(members)
+        return frozenset(_named(self.rule)) | (everyone if _speaks_of_channel(self.rule) else frozenset())
+
+    def evaluate(self, members: Iterable[str], approved: Iterable[str], refused: Iterable[str]) -> PolicyResult:
+        """Judge votes by distinct nodes; who approved and refused counts as refusing (requirement E-22)."""
+        everyone = frozenset(members)
+        against = frozenset(refused)
+        in_favour = frozenset(approved) - against
+        targets = self.nodes(everyone)
+        missing = targets - in_favour - against
+        return PolicyResult(
+            satisfied=_holds(self.rule, in_favour, everyone),
+            possible=_holds(self.rule, in_favour | missing, everyone),
+            approved=tuple(sorted(in_favour & targets)),
+            refused=tuple(sorted(against & targets)),
+            missing=tuple(sorted(missing)),
+        )
+
+    def minimal(self, members: Iterable[str], available: Iterable[str]) -> tuple[str, ...] | None:
+        """A minimal set of `available` nodes whose approval satisfies the policy, or None.
+
+        Nodes that come earlier in `available` are preferred, so that a caller can spread the load.
+        """
+        everyone = frozenset(members)
+        preference = {name: rank for rank, name in enumerate(available)}
+        if not _holds(self.rule, frozenset(preference), everyone):
+            return None
+        chosen = list(preference)
+        for name in reversed(list(preference)):
+            without = frozenset(chosen) - {name}
+            if _holds(self.rule, without, everyone):
+                chosen.remove(name)
+        return tuple(chosen)
+
+
+@functools.lru_cache(maxsize=1024)
+def parse(text: str) -> Policy:
+    """The policy that `text` states; raises `PolicySyntaxError` that points at the place."""
+    if len(text) > MAX_LENGTH:
+        raise PolicySyntaxError(f"the policy has {len(text)} characters where at most {MAX_LENGTH} are allowed")
+    parser = _Parser(text)
+    rule = parser.rule(MAX_DEPTH)
+    parser.end()
+    return Policy(text, rule)
+
+
+def _holds(rule: _Rule, approved: frozenset[str], members: frozenset[str]) -> bool:
+    match rule:
+        case _Node(name):
+            return name in approved
+        case _OutOf(needed, rules):
+            return sum(_holds(part, approved, members) for part in rules) >= needed
+        case _Share(share):
+            if share is None:
+                return bool(members) and members <= approved
+            return len(members & approved) > share * len(members)
+
+
+def _named(rule: _Rule) -> Iterator[str]:
+    match rule:
+        case _Node(name):
+            yield name
+        case _OutOf(_, rules):
+            for part in rules:
+                yield from _named(part)
+        case _Share():
+            return
+
+
+def _speaks_of_channel(rule: _Rule) -> bool:
+    return isinstance(rule, _Share) or (isinstance(rule, _OutOf) and any(map(_speaks_of_channel, rule.rules)))
+
+
+_TOKEN: Final = re.compile(
+    r"\s*(?:(?P<word>[A-Za-z]+)|'(?P<single>[^'\"]*)'|\"(?P<double>[^'\"]*)\"|(?P<number>[0-9]{1,9})|(?P<mark>[(),/]))"
+)
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+class _Parser:
+    """Recursive descent over one policy text."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._kind = ""
+        self._token = ""
+        self._start = 0
+        self._next()
+
+    def rule(self, depth: int) -> _Rule:
+        if depth == 0:
+            raise self._error(f"nested deeper than {MAX_DEPTH} levels")
+        if self._kind == "name":
+            name = self._take("name")
+            if not _NAME.match(name):
+                raise self._error(f"{name!r} is no node name")
+            return _Node(name)
+        match self._take("word", "a rule such as AND('A', 'B') or a node name in quotes").upper():
+            case "AND":
+                rules = self._list(depth)
+                return _OutOf(len(rules), rules)
+            case "OR":
+                return _OutOf(1, self._list(depth))
+            case "OUTOF":
+                return self._out_of(depth)
+            case "ALL":
+                return _Share(None)
+            case "ANY":
+                return _Share(Fraction(0))
+            case "MAJORITY":
+                return _Share(self._share() if self._token == "(" else DEFAULT_SHARE)
+            case word:
+                raise self._error(f"unknown rule {word}; known are AND, OR, OutOf, ALL, ANY, MAJORITY")
+
+    def end(self) -> None:
+        if self._kind:
+            raise self._error(f"unexpected {self._token!r} after the policy")
+
+    def _list(self, depth: int) -> tuple[_Rule, ...]:
+        self._mark("(")
+        return self._rest(depth)
+
+    def _rest(self, depth: int) -> tuple[_Rule, ...]:
+        rules = [self.rule(depth - 1)]
+        while self._token == ",":
+            self._mark(",")
+            rules.append(self.rule(depth - 1))
+        self._mark(")")
+        return tuple(rules)
+
+    def _out_of(self, depth: int) -> _OutOf:
+        self._mark("(")
+        needed = int(self._take("number", "how many are needed"))
+        self._mark(",")
+        rules = self._rest(depth)
+        if not 1 <= needed <= len(rules):
+            raise self._error(f"OutOf({needed}, …) of {len(rules)} rules can never be met or asks for nothing")
+        return _OutOf(needed, rules)
+
+    def _share(self) -> Fraction:
+        self._mark("(")
+        numerator = int(self._take("number", "a share such as 1/2"))
+        self._mark("/")
+        denominator = int(self._take("number", "a share such as 1/2"))
+        self._mark(")")
+        if not 0 < numerator < denominator:
+            raise self._error(f"the share {numerator}/{denominator} does not lie between 0 and 1")
+        return Fraction(numerator, denominator)
+
+    def _mark(self, mark: str) -> None:
+        if self._token != mark or self._kind != "mark":
+            raise self._error(f"expected {mark!r}, got {self._token or 'the end'!r}")
+        self._next()
+
+    def _take(self, kind: str, wanted: str = "") -> str:
+        if self._kind != kind:
+            raise self._error(f"expected {wanted or kind}, got {self._token or 'the end'!r}")
+        token = self._token
+        self._next()
+        return token
+
+    def _next(self) -> None:
+        self._start = self._at
+        if not self._text[self._at :].strip():
+            self._kind = self._token = ""
+            return
+        match = _TOKEN.match(self._text, self._at)
+        if match is None:
+            raise self._error(f"unexpected {self._text[self._at :].strip()[:10]!r}")
+        self._at = match.end()
+        group = match.lastgroup or ""
+        self._kind = "name" if group in {"single", "double"} else group
+        self._token = match[group]
+
+    def _error(self, what: str) -> PolicySyntaxError:
+        return PolicySyntaxError(f"{what} (at character {self._start + 1} of {self._text!r})")

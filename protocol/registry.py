@@ -1,0 +1,138 @@
+"""The entries of the registry: the state of the chain from which everything that decides validity comes.
+
+An entry is stored under `kind/name` as its canonical bytes. `registry_root` is the RFC 9162 root over all
+entries, sorted by key.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from protocol import canonical, merkle
+from protocol.canonical import Digest, Height, Milliseconds, Name
+from protocol.errors import MalformedError
+
+Spki = Annotated[bytes, msgspec.Meta(min_length=32, max_length=2048)]
+"""A DER SubjectPublicKeyInfo."""
+
+
+class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which token a device is pinned to (requirement K-9)."""
+
+    manufacturer: Annotated[str, msgspec.Meta(max_length=64)]
+    model: Annotated[str, msgspec.Meta(max_length=64)]
+    serial: Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="channel"):
+    """What holds for the whole network."""
+
+    network: Name
+    rules_version: Annotated[int, msgspec.Meta(ge=1, le=canonical.MAX_INTEGER)]
+    centers_needed: Annotated[int, msgspec.Meta(ge=1, le=32)]
+    administrators_needed: Annotated[int, msgspec.Meta(ge=1, le=32)]
+    longest_validity: Milliseconds
+    """How far beyond the block's time a transaction's `valid_until` may lie, in milliseconds."""
+    ceremony: Literal["none"] | Digest
+    """Digest of the key ceremony's transcript; "none" says for ever that one person made this network."""
+
+
+class Administrator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="administrator"):
+    """One of those of whom `administrators_needed` together may change the registry."""
+
+    name: Name
+    key: Spki
+
+
+class Registrar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="registrar"):
+    """The CA: its key may add clients and nothing else. `certificate` is its own, DER."""
+
+    name: Name
+    key: Spki
+    certificate: bytes
+
+
+class Center(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="center"):
+    """A management service whose key signs headers, and the device on whose token that key lives."""
+
+    name: Name
+    key: Spki
+    device: Name
+
+
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="device"):
+    """An endorsement device: its identity key and its token (requirements E-20, K-9)."""
+
+    name: Name
+    identity: Spki
+    token: Token
+
+
+class NodeKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A signing key of a node: on which device, from which height, until which block time (ms) it counts."""
+
+    key: Spki
+    device: Name
+    since: Height
+    until: Milliseconds
+
+
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="node"):
+    """A blockchain node and all keys that may sign for it; it counts once (requirement E-22)."""
+
+    name: Name
+    keys: tuple[NodeKey, ...]
+
+
+class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="client"):
+    """A whitelisted client: its key, and the SHA-256 of its certificate or nothing (requirement E-1)."""
+
+    name: Name
+    key: Spki
+    certificate: Digest | Literal[""]
+
+
+class EndorsementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="policy"):
+    """Which nodes must endorse a transaction type: `contract.operation`, or `contract` for all others of it."""
+
+    name: Name
+    expression: Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+Entry = Channel | Administrator | Registrar | Center | Device | Node | Client | EndorsementPolicy
+
+CHANNEL_KEY: Final = "channel"
+
+
+def key_of(entry: Entry) -> str:
+    """Where an entry stands: `kind/name`; the channel's own entry has no name."""
+    if isinstance(entry, Channel):
+        return CHANNEL_KEY
+    return f"{entry.__struct_config__.tag}/{entry.name}"
+
+
+def decode_entry(key: str, data: bytes) -> Entry:
+    """The entry that stands under `key`; raises `MalformedError`."""
+    entry = canonical.decode(data, _entry_decoder)
+    if key_of(entry) != key:
+        raise MalformedError(f"an entry of {key_of(entry)!r} stands under {key!r}")
+    return entry
+
+
+class _Leaf(msgspec.Struct, frozen=True):
+    key: str
+    entry: msgspec.Raw
+
+
+def entry_leaf(key: str, data: bytes) -> bytes:
+    """The 32-byte leaf hash of one entry."""
+    return merkle.leaf_hash(canonical.encode(_Leaf(key, msgspec.Raw(data))))
+
+
+def registry_root(entries: Mapping[str, bytes]) -> str:
+    """The root over all entries (their canonical bytes by key), sorted by key."""
+    return merkle.root([entry_leaf(key, entries[key]) for key in sorted(entries)]).hex()
+
+
+_entry_decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
