@@ -16,6 +16,8 @@ MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 16
 """Deepest nesting of a free-form value, in levels."""
 MAX_INTEGER: Final = (1 << 53) - 1
+MAX_REASON: Final = 300
+"""Most characters of a refused message that its refusal repeats."""
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 """What people call a network, node, device, client or contract: ASCII, 1 to 64 characters."""
@@ -54,8 +56,9 @@ def decode(data: bytes, decoder: "msgspec.json.Decoder[T]", *, limit: int = MAX_
         again = _encoder.encode(value)
     except RecursionError:
         raise LimitExceededError("nested deeper than the decoder allows") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise MalformedError(f"not what was expected: {error}") from None
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        # The reason can quote the message, which may be all of a megabyte.
+        raise MalformedError(f"not what was expected: {str(error)[:MAX_REASON]}") from None
     if again != data:
         raise MalformedError(f"not canonical JSON (RFC 8785): {_first_difference(data, again)}")
     return value
@@ -77,7 +80,7 @@ def check_free_form(value: Any, *, depth: int = MAX_DEPTH) -> None:
     elif isinstance(value, dict):
         for key, member in value.items():
             if not key.isascii():
-                raise MalformedError(f"object key {key!r} is not ASCII")
+                raise MalformedError(f"object key {key[:MAX_REASON]!r} is not ASCII")
             check_free_form(member, depth=depth - 1)
     elif isinstance(value, list):
         for member in value:
@@ -87,8 +90,12 @@ def check_free_form(value: Any, *, depth: int = MAX_DEPTH) -> None:
 
 
 def _first_difference(data: bytes, canonical: bytes) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(data, canonical, strict=False)) if a != b),
-        min(len(data), len(canonical)),
-    )
+    # Halving, because a loop over the bytes of a block takes seconds.
+    at, end = 0, min(len(data), len(canonical))
+    while at < end:
+        middle = (at + end + 1) // 2
+        if data[at:middle] == canonical[at:middle]:
+            at = middle
+        else:
+            end = middle - 1
     return f"at byte {at} expected {canonical[at : at + 20]!r}, got {data[at : at + 20]!r}"

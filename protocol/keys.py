@@ -21,6 +21,7 @@ P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC
 RSA_BITS: Final = (2048, 8192)
 RSA_LEAST_EXPONENT: Final = 65537
 ED25519_PRIME: Final = 2**255 - 19
+_ED25519_D: Final = -121665 * pow(121666, -1, ED25519_PRIME) % ED25519_PRIME
 _ED25519_ORDER_8: Final = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7
 ED25519_LOW_ORDER_Y: Final = frozenset({0, 1, ED25519_PRIME - 1, _ED25519_ORDER_8, ED25519_PRIME - _ED25519_ORDER_8})
 """The y coordinates of the eight points whose order divides 8 (RFC 7748, section 6.1 names the risk)."""
@@ -169,3 +170,8 @@ def _check_ed25519(raw: bytes) -> None:
         raise UnacceptableKeyError("the Ed25519 key is not canonical: y is not reduced (RFC 8032, section 5.1.3)")
     if y in ED25519_LOW_ORDER_Y:
         raise UnacceptableKeyError("the Ed25519 key is a point of low order: its signatures fit any message")
+    # x² = (y² - 1) / (d·y² + 1) must be a square (RFC 8032, section 5.1.3); Euler's criterion tells, and a
+    # quotient is a square exactly when the product is.
+    square = (y * y - 1) * (_ED25519_D * y * y + 1)
+    if pow(square, (ED25519_PRIME - 1) // 2, ED25519_PRIME) != 1:
+        raise UnacceptableKeyError("the Ed25519 key is no point of the curve")

@@ -49,8 +49,11 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     return path
 
 
-def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], expected_root: bytes) -> None:
-    """Check an inclusion proof (RFC 9162, section 2.1.3.2); raises `BadProofError`."""
+def root_of_proof(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
+    """The root to which an inclusion proof leads (RFC 9162, section 2.1.3.2).
+
+    Raises `BadProofError` when the path does not have the length that `index` and `size` ask for.
+    """
     if not 0 <= index < size:
         raise BadProofError(f"leaf {index} does not lie in a tree of {size}")
     node, last, used = leaf, size - 1, 0
@@ -64,8 +67,14 @@ def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], 
         last >>= 1
     if used != len(path):
         raise BadProofError(f"the path has {len(path)} hashes where {used} lead to the root")
-    if node != expected_root:
-        raise BadProofError(f"the path leads to {node.hex()}, not to the root {expected_root.hex()}")
+    return node
+
+
+def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], expected_root: bytes) -> None:
+    """Check an inclusion proof; raises `BadProofError`."""
+    found = root_of_proof(leaf, index, size, path)
+    if found != expected_root:
+        raise BadProofError(f"the path leads to {found.hex()}, not to the root {expected_root.hex()}")
 
 
 def _parents(level: list[bytes]) -> list[bytes]:

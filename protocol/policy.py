@@ -186,7 +186,10 @@ class _Parser:
         rules = [self.rule(depth - 1)]
         while self._token == ",":
             self._mark(",")
-            rules.append(self.rule(depth - 1))
+            rule = self.rule(depth - 1)
+            if isinstance(rule, _Node) and rule in rules:
+                raise self._error(f"node {rule.name!r} stands twice in one list, and counts once")
+            rules.append(rule)
         self._mark(")")
         return tuple(rules)
 

@@ -1,16 +1,17 @@
 """The entries of the registry: the state of the chain from which everything that decides validity comes.
 
-An entry is stored under `kind/name` as its canonical bytes. `registry_root` is the RFC 9162 root over all
-entries, sorted by key.
+An entry is stored under `kind/name` as its canonical bytes. `registry_root` commits all of them: a node over
+the leaf of their count and the RFC 9162 root over the entries sorted by key. The count is in it so that two
+neighbouring entries prove that nothing stands between them.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 
 from protocol import canonical, merkle
-from protocol.canonical import Digest, Height, Milliseconds, Name
+from protocol.canonical import Height, Milliseconds, Name
 from protocol.errors import MalformedError
 
 Spki = Annotated[bytes, msgspec.Meta(min_length=32, max_length=2048)]
@@ -34,7 +35,7 @@ class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chan
     administrators_needed: Annotated[int, msgspec.Meta(ge=1, le=32)]
     longest_validity: Milliseconds
     """How far beyond the block's time a transaction's `valid_until` may lie, in milliseconds."""
-    ceremony: Literal["none"] | Digest
+    ceremony: Annotated[str, msgspec.Meta(pattern=r"\A(none|[0-9a-f]{64})\Z")]
     """Digest of the key ceremony's transcript; "none" says for ever that one person made this network."""
 
 
@@ -90,7 +91,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="clien
 
     name: Name
     key: Spki
-    certificate: Digest | Literal[""]
+    certificate: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 
 
 class EndorsementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="policy"):
@@ -131,8 +132,13 @@ def entry_leaf(key: str, data: bytes) -> bytes:
 
 
 def registry_root(entries: Mapping[str, bytes]) -> str:
-    """The root over all entries (their canonical bytes by key), sorted by key."""
-    return merkle.root([entry_leaf(key, entries[key]) for key in sorted(entries)]).hex()
+    """The root over all entries (their canonical bytes by key)."""
+    return root_over(len(entries), merkle.root([entry_leaf(key, entries[key]) for key in sorted(entries)]))
+
+
+def root_over(count: int, entries_root: bytes) -> str:
+    """The registry root of `count` entries whose sorted leaves have the root `entries_root`."""
+    return merkle.node_hash(merkle.leaf_hash(b"%d" % count), entries_root).hex()
 
 
 _entry_decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)

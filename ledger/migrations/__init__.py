@@ -1,0 +1,1 @@
+"""Schema versions of the chain's tables, applied when a chain is opened."""

@@ -1,0 +1,178 @@
+"""What is in force: the registry at one height, read-only, with its keys and policies ready to use."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TypeVar
+
+from ledger.errors import RegistryError
+from protocol import policy, registry
+from protocol.keys import PublicKey
+from protocol.policy import Policy
+from protocol.registry import (
+    Administrator,
+    Center,
+    Channel,
+    Client,
+    Device,
+    EndorsementPolicy,
+    Entry,
+    Node,
+    Registrar,
+    decode_entry,
+    registry_root,
+)
+
+E = TypeVar("E", bound=Entry)
+
+
+class RegistryView:
+    """All registry entries (canonical bytes by `kind/name`); never changes. Safe to share among threads."""
+
+    def __init__(self, entries: Mapping[str, bytes]) -> None:
+        self.entries = dict(entries)
+        self._decoded: dict[str, Entry] = {}
+        self._keys: dict[str, PublicKey] = {}
+        self._policies: dict[str, Policy | None] = {}
+
+    @cached_property
+    def root(self) -> str:
+        """The registry root over all entries."""
+        return registry_root(self.entries)
+
+    @cached_property
+    def channel(self) -> Channel:
+        """What holds for the whole network."""
+        return self._require(registry.CHANNEL_KEY, Channel)
+
+    @cached_property
+    def node_names(self) -> tuple[str, ...]:
+        """The channel's nodes, sorted."""
+        return self._names("node")
+
+    @cached_property
+    def administrators(self) -> dict[str, PublicKey]:
+        """Keys of the administrators, by name."""
+        return {
+            name: self._key(self._require(f"administrator/{name}", Administrator).key)
+            for name in self._names("administrator")
+        }
+
+    @cached_property
+    def registrars(self) -> dict[str, PublicKey]:
+        """Keys of the registrars (CAs), by name."""
+        return {name: self._key(self._require(f"registrar/{name}", Registrar).key) for name in self._names("registrar")}
+
+    @cached_property
+    def centers(self) -> dict[str, PublicKey]:
+        """Keys of the centers, by name."""
+        return {name: self._key(self._require(f"center/{name}", Center).key) for name in self._names("center")}
+
+    def client(self, name: str) -> PublicKey | None:
+        """The key of a whitelisted client."""
+        key = self._keys.get(name)
+        if key is None:
+            entry = self._find(f"client/{name}", Client)
+            if entry is None:
+                return None
+            key = self._keys[name] = self._key(entry.key)
+        return key
+
+    def registrar(self, name: str) -> Registrar | None:
+        """A registrar's entry."""
+        return self._find(f"registrar/{name}", Registrar)
+
+    def center(self, name: str) -> Center | None:
+        """A center's entry."""
+        return self._find(f"center/{name}", Center)
+
+    def device(self, name: str) -> Device | None:
+        """A device's entry."""
+        return self._find(f"device/{name}", Device)
+
+    def node(self, name: str) -> Node | None:
+        """A node's entry."""
+        return self._find(f"node/{name}", Node)
+
+    def node_key(self, node: str, key_id: str, *, device: str, height: int, time: int) -> PublicKey:
+        """The key `key_id` of `node` on `device`, when it counts at this height and block time.
+
+        Raises `RegistryError` that says why it does not (requirements E-9, K-13).
+        """
+        entry = self.node(node)
+        if entry is None:
+            raise RegistryError(f"there is no node {node}; known are {', '.join(self.node_names) or 'none'}")
+        for registered in entry.keys:
+            key = self._key(registered.key)
+            if key.id != key_id:
+                continue
+            if registered.device != device:
+                raise RegistryError(f"key {key_id[:16]}… of node {node} lives on {registered.device}, not on {device}")
+            if height < registered.since:
+                raise RegistryError(f"key {key_id[:16]}… of node {node} counts from height {registered.since} on")
+            if time >= registered.until:
+                raise RegistryError(f"key {key_id[:16]}… of node {node} has expired")
+            return key
+        raise RegistryError(f"key {key_id[:16]}… is not registered for node {node}")
+
+    def keys_on_device(self, device: str) -> dict[str, str]:
+        """Which node each key belongs to that the registry places on `device`, by key id."""
+        return {
+            self._key(registered.key).id: name
+            for name in self.node_names
+            for registered in self._require(f"node/{name}", Node).keys
+            if registered.device == device
+        }
+
+    def devices_of(self, node: str) -> tuple[str, ...]:
+        """The devices that hold a key of `node`, sorted (requirement E-6)."""
+        entry = self.node(node)
+        return tuple(sorted({registered.device for registered in entry.keys})) if entry else ()
+
+    def policy(self, kind: str) -> Policy | None:
+        """The policy for a transaction type `contract.operation`: its own, else that of its contract."""
+        if kind not in self._policies:
+            key = self.policy_key(kind)
+            self._policies[kind] = policy.parse(self._require(key, EndorsementPolicy).expression) if key else None
+        return self._policies[kind]
+
+    def policy_key(self, kind: str) -> str | None:
+        """Under which key the policy for a transaction type stands."""
+        for key in (f"policy/{kind}", f"policy/{kind.partition('.')[0]}"):
+            if key in self.entries:
+                return key
+        return None
+
+    def changed(self, changes: Mapping[str, bytes | None]) -> "RegistryView":
+        """The registry after `changes`; None removes an entry."""
+        if not changes:
+            return self
+        entries = {**self.entries, **{key: value for key, value in changes.items() if value is not None}}
+        for key, value in changes.items():
+            if value is None:
+                entries.pop(key, None)
+        return RegistryView(entries)
+
+    def _names(self, kind: str) -> tuple[str, ...]:
+        prefix = kind + "/"
+        return tuple(sorted(key.removeprefix(prefix) for key in self.entries if key.startswith(prefix)))
+
+    def _find(self, key: str, kind: type[E]) -> E | None:
+        entry = self._decoded.get(key)
+        if entry is None:
+            data = self.entries.get(key)
+            if data is None:
+                return None
+            entry = self._decoded[key] = decode_entry(key, data)
+        if not isinstance(entry, kind):
+            raise RegistryError(f"{key} is no {kind.__name__}")
+        return entry
+
+    def _require(self, key: str, kind: type[E]) -> E:
+        entry = self._find(key, kind)
+        if entry is None:
+            raise RegistryError(f"the registry has no {key}")
+        return entry
+
+    @staticmethod
+    def _key(spki: bytes) -> PublicKey:
+        return PublicKey.load(spki)

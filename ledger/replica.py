@@ -1,0 +1,360 @@
+"""A replica of the chain: verify, execute, append. The verifier is a numbered list in the order of the threat.
+
+    The block itself
+     1. it is for this network and the next height, by rules that this release knows
+     2. it names the authentication data of the block before
+     3. its body is what its header commits (else it is a bad copy, and another source may have a good one)
+     4. enough centers signed the header
+     5. its time does not go back
+    Each transaction
+     6. it is for this network, and its author stands on the whitelist and signed it (or administrators did)
+     7. its window of validity is open, and it is in no block yet
+    Each tree of votes
+     8. its heads state the root over its leaves, and approve something of this block
+     9. each head is signed by a key in force of the branch's own node, on the device that it names
+    Each transaction again
+    10. the nodes that approved it satisfy the policy in force; one node counts once
+    The result
+    11. executing it in order gives the outcomes and the registry that the header commits
+
+What is in force for block h is the registry after block h-1. A replica belongs to one thread.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import sqlalchemy as sa
+
+from ledger import execution
+from ledger.authority import authorize
+from ledger.contracts.registry import NAME as REGISTRY
+from ledger.errors import (
+    AuthorizationError,
+    BadCopyError,
+    BlockRefusedError,
+    DivergedError,
+    NotNextError,
+    RegistryError,
+    StoreError,
+)
+from ledger.execution import Execution
+from ledger.genesis import check_genesis
+from ledger.memory import SignatureMemory
+from ledger.registry_view import RegistryView
+from ledger.store import ChainStore, Commit
+from protocol import block as blocks
+from protocol.block import NO_PREVIOUS, RULES_VERSION, Block, Header, Outcome
+from protocol.canonical import TxId
+from protocol.endorsement import Tree, TreeHead, check_tree, decode_head
+from protocol.errors import BadSignatureError, ProtocolError
+from protocol.transaction import Transaction
+
+
+class CheckedBlock(msgspec.Struct, frozen=True):
+    """A block that was checked and executed, and what it changes; nothing of it is stored yet."""
+
+    block: Block
+    outcomes: list[Outcome]
+    registry: RegistryView
+    writes: dict[str, bytes | None]
+    sequences: dict[str, int]
+
+
+class Replica:
+    """One verified copy of a chain, at its last height."""
+
+    def __init__(self, store: ChainStore, memory: SignatureMemory | None = None) -> None:
+        self.store = store
+        self.memory = memory or SignatureMemory()
+        self.height = -1
+        self.time = 0
+        self.authentication = NO_PREVIOUS
+        self.registry = RegistryView({})
+        self._checked: CheckedBlock | None = None
+
+    @staticmethod
+    def create(store: ChainStore, genesis: bytes, *, memory: SignatureMemory | None = None) -> "Replica":
+        """A replica that starts with block 0, in an empty store.
+
+        Raises `BadCopyError`, `BlockRefusedError` or `DivergedError` when it is no genesis block.
+        """
+        replica = Replica(store, memory)
+        if store.height() >= 0:
+            raise StoreError("the store holds a chain already; open it")
+        replica.append(replica.check(_decode(genesis)))
+        return replica
+
+    @staticmethod
+    def open(store: ChainStore, *, memory: SignatureMemory | None = None) -> "Replica":
+        """The replica of a store that holds at least block 0."""
+        replica = Replica(store, memory)
+        height = store.height()
+        last = store.block(height)
+        if last is None:
+            raise StoreError("the store holds no block; create the chain from the network's genesis.json")
+        replica._stand_at(Block.decode(last), RegistryView(store.registry(height)))
+        return replica
+
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        return self.registry.channel.network
+
+    def authorize(self, transaction: Transaction) -> None:
+        """Check who stands behind a transaction; raises `AuthorizationError` (requirements E-2, E-3)."""
+        authorize(transaction, self.registry, self.memory)
+
+    def simulate(self, transactions: Sequence[Transaction]) -> list[str]:
+        """What would become of each transaction, alone, in the next block: "valid" or the code of why not.
+
+        The caller has authorised them. Requirements E-4, E-10, M-7.
+        """
+        codes = [self._window(transaction, self.height + 1, self.time) for transaction in transactions]
+        known = self.store.locate([transaction.id for transaction in transactions])
+        for index, transaction in enumerate(transactions):
+            if transaction.id in known:
+                codes[index] = "already-executed"
+        open_ones = [transaction for transaction, code in zip(transactions, codes, strict=True) if not code]
+        results = iter(execution.simulate(open_ones, self.registry, self.store.fetch))
+        return [code or next(results) for code in codes]
+
+    def draft(self, time: int, transactions: Sequence[Transaction], trees: Sequence[Tree]) -> CheckedBlock:
+        """Cut the next block: check and execute its body, and write the header for it (requirement M-4).
+
+        Raises `BlockRefusedError` that names the transaction that has no place in it.
+        """
+        time = max(time, self.time)
+        sequences = self._judge(transactions, trees, self.height + 1, time)
+        result = execution.execute(transactions, self.registry, self.store.fetch)
+        body = (tuple(transactions), tuple(trees))
+        header = self._header(time, *body, result)
+        return _checked(blocks.unsigned(header, *body), result, sequences)
+
+    def check(self, block: Block, *, signed: bool = True) -> CheckedBlock:
+        """Check and execute a block without storing anything (requirements E-14, E-16, E-17, E-22).
+
+        `signed=False` leaves out the center signatures: for whoever is asked to make one.
+        Raises `NotNextError`, `BadCopyError` (try another source), `BlockRefusedError` or `DivergedError` (halt).
+        """
+        header = block.header
+        self._check_place(header)
+        known = self._checked
+        if known is not None and _same_content(known.block, block):
+            if signed:
+                self._check_centers(block, self.registry)
+            return msgspec.structs.replace(known, block=block)
+        if (header.transaction_count, header.transaction_root) != (
+            len(block.transactions),
+            blocks.transaction_root(block.transactions, block.trees),
+        ):
+            raise BadCopyError(f"the body of block {header.height} is not what its header commits")
+        if header.height == 0:
+            return _checked(block, check_genesis(block), {})
+        if signed:
+            self._check_centers(block, self.registry)
+        if header.time < self.time:
+            raise BlockRefusedError("time-goes-back", f"block time {header.time} after {self.time}")
+        sequences = self._judge(block.transactions, block.trees, header.height, header.time)
+        result = execution.execute(block.transactions, self.registry, self.store.fetch)
+        self._compare(header, result)
+        self._checked = _checked(block, result, sequences)
+        return self._checked
+
+    def append(self, checked: CheckedBlock, *, also: Callable[[sa.Connection], None] | None = None) -> None:
+        """Store a checked block and stand on it: one commit, in which `also` takes part.
+
+        Raises `NotNextError` when the replica has moved since the check.
+        """
+        header = checked.block.header
+        self._check_place(header)
+        commit = Commit(
+            height=header.height,
+            time=header.time,
+            authentication=checked.block.authentication,
+            body=checked.block.encode(),
+            outcomes=checked.outcomes,
+            writes=checked.writes,
+            sequences=checked.sequences,
+        )
+        self.store.append(commit, also)
+        self._stand_at(checked.block, checked.registry)
+
+    def apply(self, data: bytes) -> CheckedBlock:
+        """Decode, check and append the next block."""
+        checked = self.check(_decode(data))
+        self.append(checked)
+        return checked
+
+    def _stand_at(self, block: Block, registry: RegistryView) -> None:
+        self.height = block.header.height
+        self.time = block.header.time
+        self.authentication = block.authentication
+        self.registry = registry
+        self._checked = None
+
+    def _check_place(self, header: Header) -> None:
+        """Steps 1 and 2."""
+        if header.height != self.height + 1:
+            raise NotNextError(header.height, self.height + 1)
+        if header.rules_version != RULES_VERSION:
+            raise BlockRefusedError(
+                "unknown-rules",
+                f"block {header.height} follows rules {header.rules_version}, this release knows {RULES_VERSION}; "
+                "install a newer release",
+            )
+        if header.height and header.network != self.network:
+            raise BlockRefusedError(
+                "wrong-network", f"block of network {header.network} where {self.network} is expected"
+            )
+        if header.previous != self.authentication:
+            raise BlockRefusedError(
+                "wrong-previous",
+                f"block {header.height} follows {header.previous[:16]}…, "
+                f"this chain stands at {self.authentication[:16]}…",
+            )
+
+    def _check_centers(self, block: Block, registry: RegistryView) -> None:
+        """Step 4."""
+        try:
+            blocks.verify_header(block.envelope, tuple(registry.centers.values()), registry.channel.centers_needed)
+        except BadSignatureError as error:
+            # Whoever has no center key can make this up, so it says nothing about the chain.
+            raise BadCopyError(f"block {block.header.height}: {error}") from None
+
+    def _judge(
+        self, transactions: Sequence[Transaction], trees: Sequence[Tree], height: int, time: int
+    ) -> dict[str, int]:
+        """Steps 6 to 10; the highest tree-head sequence by device."""
+        self._check_transactions(transactions, height, time)
+        approvals: list[set[str]] = [set() for _ in transactions]
+        sequences: dict[str, int] = {}
+        ids = [transaction.id for transaction in transactions]
+        for tree in trees:
+            for head in self._check_tree(tree, ids, height, time):
+                sequences[head.device] = max(head.sequence, sequences.get(head.device, 0))
+            for branch in tree.branches:
+                for leaf in branch.leaves:
+                    if isinstance(leaf, int):
+                        approvals[leaf].add(branch.node)
+        self._check_policies(transactions, approvals)
+        return sequences
+
+    def _check_transactions(self, transactions: Sequence[Transaction], height: int, time: int) -> None:
+        """Steps 6 and 7."""
+        ids: set[TxId] = set()
+        for transaction in transactions:
+            if transaction.id in ids:
+                raise BlockRefusedError("duplicate", f"transaction {transaction.id} stands twice", transaction.id)
+            ids.add(transaction.id)
+            try:
+                self.authorize(transaction)
+            except AuthorizationError as error:
+                raise BlockRefusedError(error.code, f"transaction {transaction.id}: {error}", transaction.id) from None
+            code = self._window(transaction, height, time)
+            if code:
+                raise BlockRefusedError(
+                    code, f"transaction {transaction.id} is {code} in block {height}", transaction.id
+                )
+        for known in self.store.locate(ids):
+            raise BlockRefusedError("already-executed", f"transaction {known} is in a block already", known)
+
+    def _window(self, transaction: Transaction, height: int, time: int) -> str:
+        """Why the window of validity is not open at this height and block time; empty when it is."""
+        payload = transaction.payload
+        if height < payload.valid_from:
+            return "not-yet-valid"
+        if time >= payload.valid_until:
+            return "expired"
+        if payload.valid_until > time + self.registry.channel.longest_validity:
+            return "validity-too-long"
+        return ""
+
+    def _check_tree(self, tree: Tree, ids: Sequence[TxId], height: int, time: int) -> list[TreeHead]:
+        """Steps 8 and 9; the tree's heads."""
+        if not any(isinstance(leaf, int) for branch in tree.branches for leaf in branch.leaves):
+            raise BlockRefusedError("idle-tree", "a tree approves no transaction of its block")
+        try:
+            heads = [decode_head(branch.head) for branch in tree.branches]
+            check_tree(tree, tree.leaf_hashes(self.network, ids), heads)
+            for branch, head in zip(tree.branches, heads, strict=True):
+                if head.network != self.network or head.height >= height:
+                    raise BlockRefusedError(
+                        "bad-endorsement",
+                        f"a head of node {head.node} on {head.network} at height {head.height} in block {height}",
+                    )
+                key = self.registry.node_key(branch.node, head.key, device=head.device, height=height, time=time)
+                self.memory.verify_head(branch.head, head, key)
+        except (ProtocolError, RegistryError) as error:
+            raise BlockRefusedError("bad-endorsement", str(error)) from None
+        return heads
+
+    def _check_policies(self, transactions: Sequence[Transaction], approvals: Sequence[set[str]]) -> None:
+        """Step 10."""
+        satisfied: set[tuple[str, frozenset[str]]] = set()
+        for transaction, nodes in zip(transactions, approvals, strict=True):
+            if transaction.payload.contract == REGISTRY:
+                continue  # administrators stand in for endorsement: step 6
+            case = (transaction.kind, frozenset(nodes))
+            if case in satisfied:
+                continue
+            policy = self.registry.policy(transaction.kind)
+            if policy is None:
+                raise BlockRefusedError(
+                    "no-policy", f"transaction {transaction.id}: no policy for {transaction.kind}", transaction.id
+                )
+            result = policy.evaluate(self.registry.node_names, nodes, ())
+            if not result.satisfied:
+                raise BlockRefusedError(
+                    "policy-not-met",
+                    f"transaction {transaction.id}: {policy.text} is not met by "
+                    f"{', '.join(result.approved) or 'nobody'}; missing are {', '.join(result.missing)}",
+                    transaction.id,
+                )
+            satisfied.add(case)
+
+    def _header(
+        self, time: int, transactions: tuple[Transaction, ...], trees: tuple[Tree, ...], result: Execution
+    ) -> Header:
+        return Header(
+            version=1,
+            rules_version=RULES_VERSION,
+            network=result.registry.channel.network,
+            height=self.height + 1,
+            time=time,
+            previous=self.authentication,
+            transaction_count=len(transactions),
+            transaction_root=blocks.transaction_root(transactions, trees),
+            outcome_root=blocks.outcome_root(result.outcomes),
+            registry_root=result.registry.root,
+        )
+
+    def _compare(self, header: Header, result: Execution) -> None:
+        """Step 11."""
+        for name, found, stated in (
+            ("outcome", blocks.outcome_root(result.outcomes), header.outcome_root),
+            ("registry", result.registry.root, header.registry_root),
+        ):
+            if found != stated:
+                raise DivergedError(
+                    f"block {header.height}: executing it gives {name} root {found}, its header states {stated}; "
+                    "this replica and the centers do not agree"
+                )
+
+
+def _decode(data: bytes) -> Block:
+    try:
+        return Block.decode(data)
+    except ProtocolError as error:
+        raise BadCopyError(f"no block: {error}") from None
+
+
+def _same_content(one: Block, other: Block) -> bool:
+    return (
+        one.authentication == other.authentication
+        and one.trees == other.trees
+        and [transaction.raw for transaction in one.transactions] == [t.raw for t in other.transactions]
+    )
+
+
+def _checked(block: Block, result: Execution, sequences: dict[str, int]) -> CheckedBlock:
+    return CheckedBlock(block, result.outcomes, result.registry, result.writes, sequences)

@@ -1,0 +1,102 @@
+"""The tables of a chain, and how a database is opened: one schema for SQLite and PostgreSQL.
+
+SQLite runs in WAL mode with synchronous=FULL: what is committed survives a power loss.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+
+from ledger.errors import StoreError
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+BUSY_MILLISECONDS: Final = 10_000
+
+metadata = sa.MetaData()
+
+blocks = sa.Table(
+    "blocks",
+    metadata,
+    sa.Column("height", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("time", sa.BigInteger, nullable=False),
+    sa.Column("authentication", sa.String(64), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),  # the canonical bytes of the whole block
+    sa.Column("outcomes", sa.LargeBinary, nullable=False),  # canonical JSON: the outcomes in order
+)
+transactions = sa.Table(
+    "transactions",
+    metadata,
+    sa.Column("id", sa.LargeBinary(32), primary_key=True),
+    sa.Column("height", sa.BigInteger, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("code", sa.String(64), nullable=False),
+    sqlite_with_rowid=False,
+)
+state = sa.Table(
+    "state",
+    metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+registry_history = sa.Table(
+    "registry_history",
+    metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("height", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("entry", sa.LargeBinary, nullable=True),  # null: removed at this height
+    sqlite_with_rowid=False,
+)
+device_sequences = sa.Table(
+    "device_sequences",
+    metadata,
+    sa.Column("device", sa.String(64), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+)
+
+
+def engine(url: str) -> sa.Engine:
+    """An engine for `url` whose transactions are what they say, and durable."""
+    made = sa.create_engine(url, pool_size=8, max_overflow=8, pool_timeout=30)
+    if made.dialect.name == "sqlite":
+        sa.event.listen(made, "connect", _on_sqlite_connect)
+        sa.event.listen(made, "begin", _on_sqlite_begin)
+    return made
+
+
+def upgrade(database: sa.Engine, migrations: Path, version_table: str) -> None:
+    """Bring the tables that `migrations` describe to this release's schema.
+
+    Raises `StoreError` for a database that a newer release has written.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    with database.begin() as connection:
+        config.attributes.update(connection=connection, version_table=version_table)
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise StoreError(
+                f"the database was written by a newer release of hsm-endorser ({error}); start that release on it"
+            ) from None
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file behind an SQLite URL; None for other databases."""
+    parsed = sa.make_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+
+
+def _on_sqlite_connect(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says, not where sqlite3 guesses
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MILLISECONDS}"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _on_sqlite_begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")

@@ -1,0 +1,258 @@
+"""The chain store: blocks, where each transaction stands, the state, and the registry at every height.
+
+One commit per block. Reads are safe from any thread; appending belongs to one.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ledger import schema
+from ledger.contracts.registry import PREFIX as REGISTRY_PREFIX
+from ledger.errors import StoreError
+from ledger.schema import blocks, device_sequences, registry_history, state, transactions
+from protocol import canonical
+from protocol.block import Outcome
+from protocol.canonical import TxId
+from protocol.messages import CommitEvent
+
+VERSION_TABLE: Final = "chain_version"
+KEYS_PER_QUERY: Final = 1000
+ROWS_PER_READ: Final = 5000
+
+_Row = tuple[Any, ...]
+
+
+class Location(msgspec.Struct, frozen=True):
+    """Where a transaction stands in the chain, and what became of it."""
+
+    height: int
+    index: int
+    code: str
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """Everything that one block changes, ready to be written."""
+
+    height: int
+    time: int
+    authentication: str
+    body: bytes
+    outcomes: list[Outcome]
+    writes: Mapping[str, bytes | None]
+    sequences: Mapping[str, int]
+    """The highest tree-head sequence that the block shows, by device."""
+
+
+class ChainStore:
+    """A chain's database. Create and open are two functions: nothing is created implicitly."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        self._insert_block = _statement(engine, blocks)
+        self._insert_transaction = _statement(engine, transactions)
+        self._insert_history = _statement(engine, registry_history)
+        self._put_state = _statement(engine, state, replace=("value",))
+        self._put_sequence = _statement(engine, device_sequences, replace=("sequence",))
+
+    @staticmethod
+    def create(url: str) -> "ChainStore":
+        """A new, empty store; raises `StoreError` when there is one."""
+        path = schema.sqlite_file(url)
+        if path and path.exists():
+            raise StoreError(f"there is a chain at {path} already; open it, or move it away")
+        if path and not path.parent.is_dir():
+            raise StoreError(f"the folder {path.parent} does not exist; create it first")
+        store = ChainStore(schema.engine(url))
+        schema.upgrade(store.engine, schema.MIGRATIONS, VERSION_TABLE)
+        if store.height() >= 0:
+            raise StoreError(f"the database {sa.make_url(url).database} holds a chain already; open it")
+        return store
+
+    @staticmethod
+    def open(url: str) -> "ChainStore":
+        """The store that is there, brought to this release's schema; raises `StoreError`."""
+        path = schema.sqlite_file(url)
+        if path and not path.exists():
+            raise StoreError(f"there is no chain at {path}; create it from the network's genesis.json")
+        store = ChainStore(schema.engine(url))
+        try:
+            schema.upgrade(store.engine, schema.MIGRATIONS, VERSION_TABLE)
+        except sa.exc.DatabaseError as error:
+            raise StoreError(
+                f"the database {path or url} cannot be read ({error.orig}); "
+                "move it away and let the service fetch the chain again"
+            ) from None
+        return store
+
+    def close(self) -> None:
+        """Give back all connections."""
+        self.engine.dispose()
+
+    def height(self) -> int:
+        """The height of the last block; -1 in an empty store."""
+        with self.engine.connect() as connection:
+            height = connection.scalar(sa.select(sa.func.max(blocks.c.height)))
+        return -1 if height is None else int(height)
+
+    def block(self, height: int) -> bytes | None:
+        """The canonical bytes of a block."""
+        with self.engine.connect() as connection:
+            body = connection.scalar(sa.select(blocks.c.body).where(blocks.c.height == height))
+        return None if body is None else bytes(body)
+
+    def outcomes(self, height: int) -> list[Outcome] | None:
+        """The outcomes of a block's transactions, in order."""
+        with self.engine.connect() as connection:
+            data = connection.scalar(sa.select(blocks.c.outcomes).where(blocks.c.height == height))
+        return None if data is None else _outcomes_decoder.decode(data)
+
+    def event(self, height: int) -> CommitEvent | None:
+        """What the event stream says of a block."""
+        query = sa.select(blocks.c.time, blocks.c.authentication, blocks.c.outcomes).where(blocks.c.height == height)
+        with self.engine.connect() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            return None
+        outcomes = _outcomes_decoder.decode(row.outcomes)
+        return CommitEvent(height, row.time, row.authentication, tuple((o.transaction, o.code) for o in outcomes))
+
+    def locate(self, ids: Iterable[TxId]) -> dict[TxId, Location]:
+        """Where those of the transactions stand that are in the chain."""
+        found: dict[TxId, Location] = {}
+        with self.engine.connect() as connection:
+            for some in _chunks([bytes.fromhex(each) for each in ids]):
+                rows = connection.execute(sa.select(transactions).where(transactions.c.id.in_(some)))
+                found.update((TxId(row.id.hex()), Location(row.height, row.position, row.code)) for row in rows)
+        return found
+
+    def fetch(self, keys: Collection[str]) -> dict[str, bytes]:
+        """The values of those state keys that have one."""
+        found: dict[str, bytes] = {}
+        if keys:
+            with self.engine.connect() as connection:
+                for some in _chunks(list(keys)):
+                    query = sa.select(state.c.key, state.c.value).where(state.c.key.in_(some))
+                    found.update((key, bytes(value)) for key, value in connection.execute(query).tuples())
+        return found
+
+    def state(self, key: str) -> bytes | None:
+        """The value of one state key."""
+        return self.fetch((key,)).get(key)
+
+    def digest(self) -> tuple[int, str]:
+        """The height, and a SHA-256 over the whole state there, sorted by key: a full scan in one snapshot."""
+        digest = hashlib.sha256()
+        with self.engine.connect() as connection, connection.begin():
+            height = connection.scalar(sa.select(sa.func.max(blocks.c.height)))
+            rows = connection.execution_options(yield_per=ROWS_PER_READ).execute(
+                sa.select(state.c.key, state.c.value).order_by(state.c.key)
+            )
+            for key, value in rows.tuples():
+                name = key.encode()
+                digest.update(b"%d:%s%d:%s" % (len(name), name, len(value), value))
+        return (-1 if height is None else int(height)), digest.hexdigest()
+
+    def registry(self, height: int) -> dict[str, bytes]:
+        """All registry entries as they were after the block at `height`."""
+        latest = (
+            sa.select(registry_history.c.key, sa.func.max(registry_history.c.height).label("height"))
+            .where(registry_history.c.height <= height)
+            .group_by(registry_history.c.key)
+            .subquery()
+        )
+        query = sa.select(registry_history.c.key, registry_history.c.entry).join(
+            latest,
+            sa.and_(registry_history.c.key == latest.c.key, registry_history.c.height == latest.c.height),
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(query.where(registry_history.c.entry.is_not(None))).tuples()
+            return {key: bytes(entry) for key, entry in rows}
+
+    def device_sequences(self) -> dict[str, int]:
+        """The highest tree-head sequence that the chain shows, by device (for the guard's roll-back check)."""
+        with self.engine.connect() as connection:
+            return dict(connection.execute(sa.select(device_sequences)).tuples().all())
+
+    def append(self, commit: Commit, also: Callable[[sa.Connection], None] | None = None) -> None:
+        """Write one block and all that it changes in one commit; `also` runs inside it.
+
+        The primary key on height makes a second block of the same height fail with `StoreError`.
+        """
+        registry = [
+            (key.removeprefix(REGISTRY_PREFIX), commit.height, value)
+            for key, value in commit.writes.items()
+            if key.startswith(REGISTRY_PREFIX)
+        ]
+        try:
+            with self.engine.begin() as connection:
+                self._insert_block(
+                    connection,
+                    [
+                        (
+                            commit.height,
+                            commit.time,
+                            commit.authentication,
+                            commit.body,
+                            canonical.encode(commit.outcomes),
+                        )
+                    ],
+                )
+                self._insert_transaction(
+                    connection,
+                    [
+                        (bytes.fromhex(outcome.transaction), commit.height, index, outcome.code)
+                        for index, outcome in enumerate(commit.outcomes)
+                    ],
+                )
+                self._put_state(connection, [item for item in commit.writes.items() if item[1] is not None])
+                removed = [key for key, value in commit.writes.items() if value is None]
+                if removed:
+                    connection.execute(sa.delete(state).where(state.c.key.in_(removed)))
+                self._insert_history(connection, registry)
+                self._put_sequence(connection, list(commit.sequences.items()))
+                if also:
+                    also(connection)
+        except sa.exc.IntegrityError as error:
+            raise StoreError(
+                f"block {commit.height} or one of its transactions is there already: {error.orig}"
+            ) from None
+
+
+_Execute = Callable[[sa.Connection, list[_Row]], None]
+
+
+def _statement(engine: sa.Engine, table: sa.Table, replace: tuple[str, ...] = ()) -> _Execute:
+    """An insert of many rows (tuples in the order of the columns), compiled once and given to the driver as it is.
+
+    SQLAlchemy's own way costs several times the insert itself for each row.
+    """
+    insert = postgresql.insert(table) if engine.dialect.name == "postgresql" else sqlite.insert(table)
+    if replace:
+        insert = insert.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns), set_={name: insert.excluded[name] for name in replace}
+        )
+    sql = str(insert.compile(dialect=engine.dialect, column_keys=[column.name for column in table.columns]))
+
+    def execute(connection: sa.Connection, rows: list[_Row]) -> None:
+        if rows:
+            connection.exec_driver_sql(sql, rows)
+
+    return execute
+
+
+def _chunks(values: list[Any]) -> Iterator[list[Any]]:
+    return (values[i : i + KEYS_PER_QUERY] for i in range(0, len(values), KEYS_PER_QUERY))
+
+
+def url_of(path: Path) -> str:
+    """The URL of an SQLite database at `path`."""
+    return f"sqlite:///{path.absolute()}"
+
+
+_outcomes_decoder = msgspec.json.Decoder(list[Outcome])
