@@ -36,17 +36,23 @@ def root(leaves: Sequence[bytes]) -> bytes:
 
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     """The sibling hashes from leaf `index` up to the root (RFC 9162, section 2.1.3.1)."""
-    if not 0 <= index < len(leaves):
-        raise IndexError(f"leaf {index} of a tree of {len(leaves)}")
-    path: list[bytes] = []
-    level = list(leaves)
+    return inclusion_proofs(leaves, [index])[0]
+
+
+def inclusion_proofs(leaves: Sequence[bytes], indices: Sequence[int]) -> list[list[bytes]]:
+    """The inclusion proofs of several leaves; the tree is built once."""
+    for index in indices:
+        if not 0 <= index < len(leaves):
+            raise IndexError(f"leaf {index} of a tree of {len(leaves)}")
+    paths: list[list[bytes]] = [[] for _ in indices]
+    level, places = list(leaves), list(indices)
     while len(level) > 1:
-        sibling = index ^ 1
-        if sibling < len(level):
-            path.append(level[sibling])
+        for path, place in zip(paths, places, strict=True):
+            if place ^ 1 < len(level):
+                path.append(level[place ^ 1])
         level = _parents(level)
-        index >>= 1
-    return path
+        places = [place >> 1 for place in places]
+    return paths
 
 
 def root_of_proof(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:

@@ -1,14 +1,15 @@
 """Endorsement policies in Fabric's syntax (requirement E-5).
 
     AND('A', 'B')   OR('A', AND('B', 'C'))   OutOf(3, 'A', 'B', 'C', 'D')
-    ALL             ANY                      MAJORITY      MAJORITY(1/2)
+    ALL   ANY   MAJORITY   MAJORITY(1/2)   MAJORITY('A', 'B', 'C')   MAJORITY(1/2, 'A', 'B', 'C')
 
-`ALL`, `ANY` and `MAJORITY` speak of all nodes of the channel. A majority is *more than* a share of them: two
-thirds unless another share is named (requirement E-15). An outcome is data: who approved, who refused, who
-is missing.
+`ALL`, `ANY` and `MAJORITY` without a list speak of all nodes of the channel. A majority is *more than* a share of
+them: two thirds unless another share is named (requirement E-15). An outcome is data: who approved, who refused,
+who is missing.
 """
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -77,6 +78,11 @@ class Policy(msgspec.Struct, frozen=True):
             missing=tuple(sorted(missing)),
         )
 
+    @property
+    def meaning(self) -> str:
+        """What the policy asks for, in words."""
+        return _words(self.rule)
+
     def minimal(self, members: Iterable[str], available: Iterable[str]) -> tuple[str, ...] | None:
         """A minimal set of `available` nodes whose approval satisfies the policy, or None.
 
@@ -115,6 +121,23 @@ def _holds(rule: _Rule, approved: frozenset[str], members: frozenset[str]) -> bo
             if share is None:
                 return bool(members) and members <= approved
             return len(members & approved) > share * len(members)
+
+
+def _words(rule: _Rule) -> str:
+    match rule:
+        case _Node(name):
+            return f"node {name}"
+        case _OutOf(needed, rules):
+            parts = [f"({_words(part)})" if isinstance(part, _OutOf) else _words(part) for part in rules]
+            if len(parts) == 1:
+                return parts[0]
+            if needed == len(parts):
+                return " and ".join(parts)
+            return " or ".join(parts) if needed == 1 else f"at least {needed} of {', '.join(parts)}"
+        case _Share(share):
+            if share is None:
+                return "all nodes of the channel"
+            return f"more than {share} of the nodes of the channel" if share else "any one node of the channel"
 
 
 def _named(rule: _Rule) -> Iterator[str]:
@@ -170,7 +193,7 @@ class _Parser:
             case "ANY":
                 return _Share(Fraction(0))
             case "MAJORITY":
-                return _Share(self._share() if self._token == "(" else DEFAULT_SHARE)
+                return self._majority(depth) if self._token == "(" else _Share(DEFAULT_SHARE)
             case word:
                 raise self._error(f"unknown rule {word}; known are AND, OR, OutOf, ALL, ANY, MAJORITY")
 
@@ -202,12 +225,22 @@ class _Parser:
             raise self._error(f"OutOf({needed}, …) of {len(rules)} rules can never be met or asks for nothing")
         return _OutOf(needed, rules)
 
-    def _share(self) -> Fraction:
+    def _majority(self, depth: int) -> _Rule:
         self._mark("(")
+        share = DEFAULT_SHARE
+        if self._kind == "number":
+            share = self._share()
+            if self._token == ")":
+                self._mark(")")
+                return _Share(share)
+            self._mark(",")
+        rules = self._rest(depth)
+        return _OutOf(math.floor(share * len(rules)) + 1, rules)
+
+    def _share(self) -> Fraction:
         numerator = int(self._take("number", "a share such as 1/2"))
         self._mark("/")
         denominator = int(self._take("number", "a share such as 1/2"))
-        self._mark(")")
         if not 0 < numerator < denominator:
             raise self._error(f"the share {numerator}/{denominator} does not lie between 0 and 1")
         return Fraction(numerator, denominator)

@@ -24,6 +24,8 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     manufacturer: Annotated[str, msgspec.Meta(max_length=64)]
     model: Annotated[str, msgspec.Meta(max_length=64)]
     serial: Annotated[str, msgspec.Meta(max_length=64)]
+    group: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=64)] = ()
+    """All serials of a vendor's high-availability group, which is one token; empty for a token alone."""
 
 
 class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="channel"):
@@ -94,11 +96,36 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="clien
     certificate: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 
 
+class Partitioned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="partitioned", tag_field="strategy"):
+    """Every node is asked for at the device that holds its key (requirement E-6)."""
+
+
+class Replicated(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="replicated", tag_field="strategy"):
+    """Every device may sign for every node; the fastest healthy ones are asked (requirement E-7)."""
+
+
+class Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="rotation", tag_field="strategy"):
+    """Groups of devices take turns; each device of the group gets its share of the nodes (requirement E-8)."""
+
+    sequence: Annotated[
+        tuple[Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)], ...],
+        msgspec.Meta(min_length=1, max_length=64),
+    ]
+
+
+Routing = Partitioned | Replicated | Rotation
+
+
 class EndorsementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="policy"):
-    """Which nodes must endorse a transaction type: `contract.operation`, or `contract` for all others of it."""
+    """Which nodes must endorse a transaction type: `contract.operation`, or `contract` for all others of it.
+
+    With `distinct_devices`, a token counts for one node only, whichever nodes it signs for.
+    """
 
     name: Name
     expression: Annotated[str, msgspec.Meta(max_length=4096)]
+    routing: Routing = Partitioned()
+    distinct_devices: bool = False
 
 
 Entry = Channel | Administrator | Registrar | Center | Device | Node | Client | EndorsementPolicy

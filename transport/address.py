@@ -26,15 +26,19 @@ class Address(msgspec.Struct, frozen=True):
     @staticmethod
     def parse(text: str) -> "Address":
         """The address that `text` states; raises `AddressError`."""
-        parts = urllib.parse.urlsplit(text)
-        if parts.scheme == "unix" and parts.path and not parts.netloc:
-            return Address(path=Path(parts.path))
+        # Not by urlsplit: a path may hold a # or a ?, and a socket beside the meant one must not come of it.
+        if text.startswith("unix:") and text.isprintable():
+            path = text.removeprefix("unix:")
+            path = path[2:] if path.startswith("///") else path
+            if path and not path.startswith("//"):
+                return Address(path=Path(path))
         try:
-            port = parts.port
+            parts = urllib.parse.urlsplit(text)
+            host, port = parts.hostname, parts.port
         except ValueError:
-            port = None
-        if parts.scheme == "http" and parts.hostname and port and not parts.path.strip("/"):
-            return Address(host=parts.hostname, port=port)
+            host = port = None
+        if host and port and text.rstrip("/") == f"http://{parts.netloc}" and "@" not in parts.netloc:
+            return Address(host=host, port=port)
         raise AddressError(f"{text!r} is no address; write unix:/path/to.sock or http://127.0.0.1:8080")
 
     @property

@@ -18,6 +18,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+class _DisconnectedError(Exception):
+    """The client went away before its body was complete."""
+
+
 class BodyLimit:
     """ASGI middleware: 413 beyond the limit of the path, 408 when the body does not come."""
 
@@ -32,6 +36,8 @@ class BodyLimit:
         limit = MAX_BATCH_BYTES if scope["path"].endswith(BATCH_SUFFIXES) else MAX_BYTES
         try:
             body = await self._read(scope, receive, limit)
+        except _DisconnectedError:
+            return  # half a body is no request
         except ProblemError as error:
             response = problem_response(error.problem, {"Connection": "close"})
             await response(scope, receive, send)
@@ -52,19 +58,17 @@ class BodyLimit:
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > limit:
                 raise too_large
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()  # not a list of chunks: those of a few bytes would weigh many times their size
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return b""
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > limit:
+                        raise _DisconnectedError
+                    body += message.get("body", b"")
+                    if len(body) > limit:
                         raise too_large
                     if not message.get("more_body"):
-                        return b"".join(chunks)
+                        return bytes(body)
         except TimeoutError:
             raise ProblemError(408, "body-timeout", f"the body did not come within {BODY_SECONDS:.0f} s") from None

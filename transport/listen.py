@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from transport.body import BodyLimit
 
 GRACE_SECONDS: Final = 3
 BACKLOG: Final = 1024
+PROBE_SECONDS: Final = 1.0
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -86,13 +88,23 @@ def _bind_unix(address: Address) -> socket.socket:
 
 
 def _remove_stale(address: Address, path: str) -> None:
-    """Remove the socket file of a service that died; refuse when one still answers."""
+    """Remove the socket file of a service that died; refuse when one still answers, or when it is another file."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise AddressError(f"cannot listen at {address}: there is a file that is no socket; choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_SECONDS)
         try:
             probe.connect(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, ConnectionRefusedError):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # noqa: PTH108
             return
-        except ConnectionRefusedError:
-            os.unlink(path)  # noqa: PTH108
-            return
+        except PermissionError:
+            raise AddressError(f"cannot listen at {address}: the socket there belongs to another user") from None
+        except TimeoutError:
+            pass  # a queue that is full is a service that runs
     raise AddressError(f"a service is already running at {address}")

@@ -25,6 +25,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[dict[str, Any], ...] = ()
     """For endorsement failures: every device that was tried and what it said."""
     transaction: str | None = None
+    reason: str | None = None
+    """For endorsement failures: the one code in which all that rejected agree."""
 
     @property
     def code(self) -> str:
@@ -43,6 +45,7 @@ class ProblemError(Exception):
         *,
         devices: tuple[dict[str, Any], ...] = (),
         transaction: str | None = None,
+        reason: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(f"{code}: {detail}")
@@ -53,6 +56,7 @@ class ProblemError(Exception):
             detail=detail,
             devices=devices,
             transaction=transaction,
+            reason=reason,
         )
         self.headers = headers
 
@@ -102,6 +106,11 @@ def raise_for_problem(status: int, body: bytes) -> None:
     except msgspec.MsgspecError:
         raise ProblemError(status, "http-error", body[:500].decode(errors="replace")) from None
     error = ProblemError(
-        problem.status, problem.code, problem.detail, devices=problem.devices, transaction=problem.transaction
+        problem.status,
+        problem.code,
+        problem.detail,
+        devices=problem.devices,
+        transaction=problem.transaction,
+        reason=problem.reason,
     )
     raise error
