@@ -42,6 +42,14 @@ def _authorize_registry(transaction: Transaction, registry: RegistryView, memory
             raise AuthorizationError("not-authorized", f"a registrar may add clients; this is {transaction.kind}")
         memory.verify_transaction(transaction, registrar)
         return
+    check_administrators(transaction, registry)
+
+
+def check_administrators(transaction: Transaction, registry: RegistryView) -> None:
+    """Check that administrators signed, as many as the registry asks for, and nobody else.
+
+    Raises `AuthorizationError` (`not-authorized`) or `BadSignatureError`. One administrator counts once.
+    """
     administrators = {key.id: key for key in registry.administrators.values()}
     for signer in transaction.signers:
         if signer not in administrators:

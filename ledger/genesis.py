@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from ledger import execution
-from ledger.errors import BadCopyError, BlockRefusedError
+from ledger.authority import check_administrators
+from ledger.errors import AuthorizationError, BadCopyError, BlockRefusedError
 from ledger.execution import Execution
 from ledger.registry_view import RegistryView
 from protocol import canonical
@@ -60,7 +61,7 @@ def draft_genesis(transaction: bytes, time: int) -> Block:
 def check_genesis(block: Block) -> Execution:
     """Check that a block is a genesis block: block 0, one first set, signed by those whom the set itself names.
 
-    Raises `BlockRefusedError` (`not-genesis`), or `BadCopyError` when the centers' signatures are not there.
+    Raises `BlockRefusedError` (`not-genesis`), or `BadCopyError` when the centers' signatures do not hold.
     """
     if block.header.height != 0 or len(block.transactions) != 1 or block.trees:
         raise BlockRefusedError("not-genesis", "a genesis block is block 0 and holds one transaction and no votes")
@@ -71,7 +72,10 @@ def check_genesis(block: Block) -> Execution:
     if _header(transaction, result, block.header.time) != block.header:
         raise BlockRefusedError("not-genesis", "the header is not the one that the first set gives")
     try:
-        _check_administrators(transaction, result.registry)
+        check_administrators(transaction, result.registry)
+    except (AuthorizationError, BadSignatureError) as error:
+        raise BlockRefusedError("not-genesis", str(error)) from None
+    try:
         centers = tuple(result.registry.centers.values())
         verify_header(block.envelope, centers, result.registry.channel.centers_needed)
     except BadSignatureError as error:
@@ -79,24 +83,18 @@ def check_genesis(block: Block) -> Execution:
     return result
 
 
-def _check_administrators(transaction: Transaction, registry: RegistryView) -> None:
-    administrators = {key.id: key for key in registry.administrators.values()}
-    for signer in transaction.signers:
-        if signer not in administrators:
-            raise BlockRefusedError("not-genesis", f"key {signer[:16]}… is no administrator's")
-        transaction.verify_by(administrators[signer])
-    signed, needed = len(set(transaction.signers)), registry.channel.administrators_needed
-    if signed < needed:
-        raise BlockRefusedError("not-genesis", f"{signed} administrators signed where {needed} are needed")
-
-
 def _execute(transaction: Transaction) -> Execution:
     result = execution.execute([transaction], RegistryView({}), lambda _keys: {})
     code = result.outcomes[0].code
     if code != VALID:
         raise BlockRefusedError("not-genesis", f"the first set does not hold together: {code}")
-    if result.registry.channel.network != transaction.payload.network:
-        raise BlockRefusedError("not-genesis", f"the first set is for network {result.registry.channel.network}")
+    channel = result.registry.channel
+    if channel.network != transaction.payload.network:
+        raise BlockRefusedError("not-genesis", f"the first set is for network {channel.network}")
+    if channel.rules_version != RULES_VERSION:
+        raise BlockRefusedError(
+            "not-genesis", f"the first set asks for rules {channel.rules_version}, this release makes {RULES_VERSION}"
+        )
     return result
 
 

@@ -5,6 +5,7 @@ signed the header; the header commits the transaction, its outcome and (through 
 registry in force; the registry gives the client's key, the policy and the nodes' keys.
 """
 
+import bisect
 from collections.abc import Iterable
 from typing import Annotated, Final, Literal
 
@@ -265,7 +266,7 @@ def _complete_prefixes(transaction: Transaction) -> tuple[str, ...]:
     """The kinds of entries that a receipt must show whole, so that nothing that decides is left out."""
     if transaction.payload.contract == REGISTRY:
         return ("administrator/", "registrar/")
-    return ("node/", f"policy/{transaction.payload.contract}", "registrar/")
+    return ("node/", f"policy/{transaction.kind.partition('.')[0]}", "registrar/")
 
 
 def _proven(entries: dict[str, bytes], transaction: Transaction) -> Iterable[ProvenEntry]:
@@ -274,14 +275,16 @@ def _proven(entries: dict[str, bytes], transaction: Transaction) -> Iterable[Pro
     wanted = {keys.index(registry.CHANNEL_KEY)}
     client = f"client/{transaction.payload.client}"
     if client in entries:
-        wanted.add(keys.index(client))
+        wanted.add(bisect.bisect_left(keys, client))
     for prefix in _complete_prefixes(transaction):
-        under = [index for index, key in enumerate(keys) if key.startswith(prefix)]
-        first = under[0] if under else sum(key < prefix for key in keys)
+        first = end = bisect.bisect_left(keys, prefix)
+        while end < len(keys) and keys[end].startswith(prefix):
+            end += 1
         # The neighbours on both sides prove that nothing of the prefix was left out.
-        wanted.update({first - 1, *under, first + len(under)} & set(range(len(keys))))
-    for index in sorted(wanted):
-        yield ProvenEntry(keys[index], msgspec.Raw(entries[keys[index]]), index, _path(leaves, index))
+        wanted.update(range(max(first - 1, 0), min(end + 1, len(keys))))
+    places = sorted(wanted)
+    for index, path in zip(places, merkle.inclusion_proofs(leaves, places), strict=True):
+        yield ProvenEntry(keys[index], msgspec.Raw(entries[keys[index]]), index, tuple(each.hex() for each in path))
 
 
 def _is_complete(receipt: Receipt, prefix: str) -> bool:

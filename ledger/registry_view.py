@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from ledger.errors import RegistryError
+from ledger.registry_entries import RegistryEntries
 from protocol import policy, registry
 from protocol.keys import PublicKey
 from protocol.policy import Policy
@@ -29,10 +30,9 @@ class RegistryView:
     """All registry entries (canonical bytes by `kind/name`); never changes. Safe to share among threads."""
 
     def __init__(self, entries: Mapping[str, bytes]) -> None:
-        self.entries = dict(entries)
+        self.entries = entries if isinstance(entries, RegistryEntries) else RegistryEntries(entries)
         self._decoded: dict[str, Entry] = {}
         self._keys: dict[str, PublicKey] = {}
-        self._policies: dict[str, Policy | None] = {}
 
     @cached_property
     def root(self) -> str:
@@ -130,10 +130,8 @@ class RegistryView:
 
     def policy(self, kind: str) -> Policy | None:
         """The policy for a transaction type `contract.operation`: its own, else that of its contract."""
-        if kind not in self._policies:
-            key = self.policy_key(kind)
-            self._policies[kind] = policy.parse(self._require(key, EndorsementPolicy).expression) if key else None
-        return self._policies[kind]
+        key = self.policy_key(kind)
+        return policy.parse(self._require(key, EndorsementPolicy).expression) if key else None
 
     def policy_key(self, kind: str) -> str | None:
         """Under which key the policy for a transaction type stands."""
@@ -144,17 +142,10 @@ class RegistryView:
 
     def changed(self, changes: Mapping[str, bytes | None]) -> "RegistryView":
         """The registry after `changes`; None removes an entry."""
-        if not changes:
-            return self
-        entries = {**self.entries, **{key: value for key, value in changes.items() if value is not None}}
-        for key, value in changes.items():
-            if value is None:
-                entries.pop(key, None)
-        return RegistryView(entries)
+        return RegistryView(self.entries.changed(changes)) if changes else self
 
     def _names(self, kind: str) -> tuple[str, ...]:
-        prefix = kind + "/"
-        return tuple(sorted(key.removeprefix(prefix) for key in self.entries if key.startswith(prefix)))
+        return tuple(key.removeprefix(kind + "/") for key in self.entries.under(kind))
 
     def _find(self, key: str, kind: type[E]) -> E | None:
         entry = self._decoded.get(key)

@@ -1,11 +1,11 @@
 """A replica of the chain: verify, execute, append. The verifier is a numbered list in the order of the threat.
 
     The block itself
-     1. it is for this network and the next height, by rules that this release knows
-     2. it names the authentication data of the block before
-     3. its body is what its header commits (else it is a bad copy, and another source may have a good one)
-     4. enough centers signed the header
-     5. its time does not go back
+     1. it is for the next height
+     2. enough centers signed the header      (else it is a bad copy, and another source may have a good one:
+     3. its body is what its header commits    what nobody who matters stands behind never halts a replica)
+     4. it is for this network, by the rules in force, and this release knows them
+     5. it names the authentication data of the block before, and its time does not go back
     Each transaction
      6. it is for this network, and its author stands on the whitelist and signed it (or administrators did)
      7. its window of validity is open, and it is in no block yet
@@ -21,6 +21,7 @@ What is in force for block h is the registry after block h-1. A replica belongs 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 import sqlalchemy as sa
@@ -41,13 +42,17 @@ from ledger.execution import Execution
 from ledger.genesis import check_genesis
 from ledger.memory import SignatureMemory
 from ledger.registry_view import RegistryView
-from ledger.store import ChainStore, Commit
+from ledger.store import FETCH_AGAIN, ChainStore, Commit
 from protocol import block as blocks
-from protocol.block import NO_PREVIOUS, RULES_VERSION, Block, Header, Outcome
+from protocol import canonical
+from protocol.block import MAX_BLOCK_BYTES, MAX_TRANSACTIONS, NO_PREVIOUS, RULES_VERSION, Block, Header, Outcome
 from protocol.canonical import TxId
 from protocol.endorsement import Tree, TreeHead, check_tree, decode_head
 from protocol.errors import BadSignatureError, ProtocolError
 from protocol.transaction import Transaction
+
+BODY_BYTES: Final = MAX_BLOCK_BYTES - (1 << 20)
+"""Room for transactions and trees in a block, in bytes: the rest is the header's, with its signatures."""
 
 
 class CheckedBlock(msgspec.Struct, frozen=True):
@@ -92,7 +97,13 @@ class Replica:
         last = store.block(height)
         if last is None:
             raise StoreError("the store holds no block; create the chain from the network's genesis.json")
-        replica._stand_at(Block.decode(last), RegistryView(store.registry(height)))
+        try:
+            block, registry = Block.decode(last), RegistryView(store.registry(height))
+        except ProtocolError as error:
+            raise StoreError(f"block {height} in the store is damaged ({error}); {FETCH_AGAIN}") from None
+        if block.header.registry_root != registry.root:
+            raise StoreError(f"the registry in the store is not the one that block {height} commits; {FETCH_AGAIN}")
+        replica._stand_at(block, registry)
         return replica
 
     @property
@@ -124,36 +135,34 @@ class Replica:
         Raises `BlockRefusedError` that names the transaction that has no place in it.
         """
         time = max(time, self.time)
+        self._check_rules(RULES_VERSION)
+        _check_size(transactions, trees)
         sequences = self._judge(transactions, trees, self.height + 1, time)
         result = execution.execute(transactions, self.registry, self.store.fetch)
         body = (tuple(transactions), tuple(trees))
         header = self._header(time, *body, result)
-        return _checked(blocks.unsigned(header, *body), result, sequences)
+        self._checked = _checked(blocks.unsigned(header, *body), result, sequences)
+        return self._checked
 
     def check(self, block: Block, *, signed: bool = True) -> CheckedBlock:
         """Check and execute a block without storing anything (requirements E-14, E-16, E-17, E-22).
 
-        `signed=False` leaves out the center signatures: for whoever is asked to make one.
+        `signed=False` leaves out the center signatures: for whoever is asked to make one. What is wrong with such a
+        block is its author's fault alone, and no reason to halt.
         Raises `NotNextError`, `BadCopyError` (try another source), `BlockRefusedError` or `DivergedError` (halt).
         """
         header = block.header
-        self._check_place(header)
-        known = self._checked
-        if known is not None and _same_content(known.block, block):
-            if signed:
-                self._check_centers(block, self.registry)
-            return msgspec.structs.replace(known, block=block)
-        if (header.transaction_count, header.transaction_root) != (
-            len(block.transactions),
-            blocks.transaction_root(block.transactions, block.trees),
-        ):
-            raise BadCopyError(f"the body of block {header.height} is not what its header commits")
+        self._check_next(header)
         if header.height == 0:
+            _check_body(block)
             return _checked(block, check_genesis(block), {})
         if signed:
-            self._check_centers(block, self.registry)
-        if header.time < self.time:
-            raise BlockRefusedError("time-goes-back", f"block time {header.time} after {self.time}")
+            self._check_centers(block)
+        known = self._checked
+        if known is not None and _same_content(known.block, block):
+            return msgspec.structs.replace(known, block=block)
+        _check_body(block)
+        self._check_place(header)
         sequences = self._judge(block.transactions, block.trees, header.height, header.time)
         result = execution.execute(block.transactions, self.registry, self.store.fetch)
         self._compare(header, result)
@@ -166,7 +175,8 @@ class Replica:
         Raises `NotNextError` when the replica has moved since the check.
         """
         header = checked.block.header
-        self._check_place(header)
+        self._check_next(header)
+        self._check_link(header)
         commit = Commit(
             height=header.height,
             time=header.time,
@@ -192,20 +202,33 @@ class Replica:
         self.registry = registry
         self._checked = None
 
-    def _check_place(self, header: Header) -> None:
-        """Steps 1 and 2."""
+    def _check_next(self, header: Header) -> None:
+        """Step 1."""
         if header.height != self.height + 1:
             raise NotNextError(header.height, self.height + 1)
-        if header.rules_version != RULES_VERSION:
-            raise BlockRefusedError(
-                "unknown-rules",
-                f"block {header.height} follows rules {header.rules_version}, this release knows {RULES_VERSION}; "
-                "install a newer release",
-            )
-        if header.height and header.network != self.network:
+
+    def _check_centers(self, block: Block) -> None:
+        """Step 2."""
+        try:
+            centers, needed = tuple(self.registry.centers.values()), self.registry.channel.centers_needed
+            blocks.verify_header(block.envelope, centers, needed)
+        except BadSignatureError as error:
+            # Whoever has no center key can make this up, so it says nothing about the chain.
+            raise BadCopyError(f"block {block.header.height}: {error}") from None
+
+    def _check_place(self, header: Header) -> None:
+        """Steps 4 and 5."""
+        if header.network != self.network:
             raise BlockRefusedError(
                 "wrong-network", f"block of network {header.network} where {self.network} is expected"
             )
+        self._check_rules(header.rules_version)
+        self._check_link(header)
+        if header.time < self.time:
+            raise BlockRefusedError("time-goes-back", f"block time {header.time} after {self.time}")
+
+    def _check_link(self, header: Header) -> None:
+        """Step 5."""
         if header.previous != self.authentication:
             raise BlockRefusedError(
                 "wrong-previous",
@@ -213,13 +236,19 @@ class Replica:
                 f"this chain stands at {self.authentication[:16]}…",
             )
 
-    def _check_centers(self, block: Block, registry: RegistryView) -> None:
-        """Step 4."""
-        try:
-            blocks.verify_header(block.envelope, tuple(registry.centers.values()), registry.channel.centers_needed)
-        except BadSignatureError as error:
-            # Whoever has no center key can make this up, so it says nothing about the chain.
-            raise BadCopyError(f"block {block.header.height}: {error}") from None
+    def _check_rules(self, version: int) -> None:
+        """Step 4: the registry says by which rules blocks are made."""
+        in_force = self.registry.channel.rules_version
+        if max(version, in_force) > RULES_VERSION:
+            raise BlockRefusedError(
+                "unknown-rules",
+                f"block {self.height + 1} follows rules {version}, rules {in_force} are in force, and this release "
+                f"knows rules {RULES_VERSION}; install a newer one",
+            )
+        if version != in_force:
+            raise BlockRefusedError(
+                "wrong-rules", f"block {self.height + 1} follows rules {version} where rules {in_force} are in force"
+            )
 
     def _judge(
         self, transactions: Sequence[Transaction], trees: Sequence[Tree], height: int, time: int
@@ -346,6 +375,28 @@ def _decode(data: bytes) -> Block:
         return Block.decode(data)
     except ProtocolError as error:
         raise BadCopyError(f"no block: {error}") from None
+
+
+def _check_body(block: Block) -> None:
+    """Step 3."""
+    header = block.header
+    count, root = len(block.transactions), blocks.transaction_root(block.transactions, block.trees)
+    if (header.transaction_count, header.transaction_root) != (count, root):
+        raise BadCopyError(f"the body of block {header.height} is not what its header commits")
+
+
+def _check_size(transactions: Sequence[Transaction], trees: Sequence[Tree]) -> None:
+    """Refuse a body that nobody could decode."""
+    room = BODY_BYTES - sum(len(canonical.encode(tree)) for tree in trees)
+    for index, transaction in enumerate(transactions):
+        room -= len(transaction.raw) + 1
+        if room < 0 or index == MAX_TRANSACTIONS:
+            raise BlockRefusedError(
+                "too-large",
+                f"a block has room for {BODY_BYTES} bytes and {MAX_TRANSACTIONS} transactions, votes included; "
+                f"transaction {transaction.id} is beyond",
+                transaction.id,
+            )
 
 
 def _same_content(one: Block, other: Block) -> bool:

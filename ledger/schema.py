@@ -15,6 +15,10 @@ from ledger.errors import StoreError
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 BUSY_MILLISECONDS: Final = 10_000
+FETCH_AGAIN: Final = "move the database away and let the service fetch the chain again"
+
+Key = sa.String().with_variant(sa.String(collation="C"), "postgresql")
+"""State keys: every database sorts them by their UTF-8 bytes."""
 
 metadata = sa.MetaData()
 
@@ -39,14 +43,14 @@ transactions = sa.Table(
 state = sa.Table(
     "state",
     metadata,
-    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("key", Key, primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
 registry_history = sa.Table(
     "registry_history",
     metadata,
-    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("key", Key, primary_key=True),
     sa.Column("height", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("entry", sa.LargeBinary, nullable=True),  # null: removed at this height
     sqlite_with_rowid=False,
@@ -60,8 +64,13 @@ device_sequences = sa.Table(
 
 
 def engine(url: str) -> sa.Engine:
-    """An engine for `url` whose transactions are what they say, and durable."""
+    """An engine for `url` whose transactions are what they say, and durable.
+
+    A database that cannot be read or written raises `StoreError`; rows that contradict each other raise
+    SQLAlchemy's `IntegrityError`, which callers expect where they race.
+    """
     made = sa.create_engine(url, pool_size=8, max_overflow=8, pool_timeout=30)
+    sa.event.listen(made, "handle_error", _on_error)
     if made.dialect.name == "sqlite":
         sa.event.listen(made, "connect", _on_sqlite_connect)
         sa.event.listen(made, "begin", _on_sqlite_begin)
@@ -96,6 +105,18 @@ def _on_sqlite_connect(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy says, not where sqlite3 guesses
     for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MILLISECONDS}"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _on_error(context: sa.engine.ExceptionContext) -> None:
+    error = context.original_exception
+    if isinstance(context.sqlalchemy_exception, sa.exc.DatabaseError | sa.exc.InterfaceError) and not isinstance(
+        context.sqlalchemy_exception, sa.exc.IntegrityError
+    ):
+        place = context.engine.url.database if context.engine else ""
+        raise StoreError(
+            f"the database {place} cannot be read or written ({error}); make room, stop who else holds it, or, "
+            f"where it is damaged, {FETCH_AGAIN}"
+        ) from error
 
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:

@@ -22,7 +22,8 @@ from protocol.canonical import TxId
 from protocol.messages import CommitEvent
 
 VERSION_TABLE: Final = "chain_version"
-KEYS_PER_QUERY: Final = 1000
+FETCH_AGAIN: Final = schema.FETCH_AGAIN
+KEYS_PER_QUERY: Final = 500
 ROWS_PER_READ: Final = 5000
 
 _Row = tuple[Any, ...]
@@ -57,17 +58,16 @@ class ChainStore:
         self._insert_block = _statement(engine, blocks)
         self._insert_transaction = _statement(engine, transactions)
         self._insert_history = _statement(engine, registry_history)
-        self._put_state = _statement(engine, state, replace=("value",))
-        self._put_sequence = _statement(engine, device_sequences, replace=("sequence",))
+        self._put_state = _statement(engine, state, replace="value")
+        # Votes that were carried over show an older sequence than the blocks before them.
+        self._put_sequence = _statement(engine, device_sequences, replace="sequence", only_upwards=True)
 
     @staticmethod
     def create(url: str) -> "ChainStore":
         """A new, empty store; raises `StoreError` when there is one."""
         path = schema.sqlite_file(url)
-        if path and path.exists():
-            raise StoreError(f"there is a chain at {path} already; open it, or move it away")
-        if path and not path.parent.is_dir():
-            raise StoreError(f"the folder {path.parent} does not exist; create it first")
+        if path:
+            _create_file(path)
         store = ChainStore(schema.engine(url))
         schema.upgrade(store.engine, schema.MIGRATIONS, VERSION_TABLE)
         if store.height() >= 0:
@@ -81,13 +81,7 @@ class ChainStore:
         if path and not path.exists():
             raise StoreError(f"there is no chain at {path}; create it from the network's genesis.json")
         store = ChainStore(schema.engine(url))
-        try:
-            schema.upgrade(store.engine, schema.MIGRATIONS, VERSION_TABLE)
-        except sa.exc.DatabaseError as error:
-            raise StoreError(
-                f"the database {path or url} cannot be read ({error.orig}); "
-                "move it away and let the service fetch the chain again"
-            ) from None
+        schema.upgrade(store.engine, schema.MIGRATIONS, VERSION_TABLE)
         return store
 
     def close(self) -> None:
@@ -138,7 +132,7 @@ class ChainStore:
             with self.engine.connect() as connection:
                 for some in _chunks(list(keys)):
                     query = sa.select(state.c.key, state.c.value).where(state.c.key.in_(some))
-                    found.update((key, bytes(value)) for key, value in connection.execute(query).tuples())
+                    found.update((key, bytes(value)) for key, value in connection.execute(query))
         return found
 
     def state(self, key: str) -> bytes | None:
@@ -153,7 +147,7 @@ class ChainStore:
             rows = connection.execution_options(yield_per=ROWS_PER_READ).execute(
                 sa.select(state.c.key, state.c.value).order_by(state.c.key)
             )
-            for key, value in rows.tuples():
+            for key, value in rows:
                 name = key.encode()
                 digest.update(b"%d:%s%d:%s" % (len(name), name, len(value), value))
         return (-1 if height is None else int(height)), digest.hexdigest()
@@ -171,13 +165,13 @@ class ChainStore:
             sa.and_(registry_history.c.key == latest.c.key, registry_history.c.height == latest.c.height),
         )
         with self.engine.connect() as connection:
-            rows = connection.execute(query.where(registry_history.c.entry.is_not(None))).tuples()
+            rows = connection.execute(query.where(registry_history.c.entry.is_not(None)))
             return {key: bytes(entry) for key, entry in rows}
 
     def device_sequences(self) -> dict[str, int]:
         """The highest tree-head sequence that the chain shows, by device (for the guard's roll-back check)."""
         with self.engine.connect() as connection:
-            return dict(connection.execute(sa.select(device_sequences)).tuples().all())
+            return dict(connection.execute(sa.select(device_sequences)).all())
 
     def append(self, commit: Commit, also: Callable[[sa.Connection], None] | None = None) -> None:
         """Write one block and all that it changes in one commit; `also` runs inside it.
@@ -211,9 +205,8 @@ class ChainStore:
                     ],
                 )
                 self._put_state(connection, [item for item in commit.writes.items() if item[1] is not None])
-                removed = [key for key, value in commit.writes.items() if value is None]
-                if removed:
-                    connection.execute(sa.delete(state).where(state.c.key.in_(removed)))
+                for some in _chunks([key for key, value in commit.writes.items() if value is None]):
+                    connection.execute(sa.delete(state).where(state.c.key.in_(some)))
                 self._insert_history(connection, registry)
                 self._put_sequence(connection, list(commit.sequences.items()))
                 if also:
@@ -227,15 +220,18 @@ class ChainStore:
 _Execute = Callable[[sa.Connection, list[_Row]], None]
 
 
-def _statement(engine: sa.Engine, table: sa.Table, replace: tuple[str, ...] = ()) -> _Execute:
+def _statement(engine: sa.Engine, table: sa.Table, replace: str = "", *, only_upwards: bool = False) -> _Execute:
     """An insert of many rows (tuples in the order of the columns), compiled once and given to the driver as it is.
 
+    Where there is a row already, its column `replace` gets the new value (if it is higher, with `only_upwards`).
     SQLAlchemy's own way costs several times the insert itself for each row.
     """
     insert = postgresql.insert(table) if engine.dialect.name == "postgresql" else sqlite.insert(table)
     if replace:
         insert = insert.on_conflict_do_update(
-            index_elements=list(table.primary_key.columns), set_={name: insert.excluded[name] for name in replace}
+            index_elements=list(table.primary_key.columns),
+            set_={replace: insert.excluded[replace]},
+            where=insert.excluded[replace] > table.c[replace] if only_upwards else None,
         )
     sql = str(insert.compile(dialect=engine.dialect, column_keys=[column.name for column in table.columns]))
 
@@ -246,13 +242,22 @@ def _statement(engine: sa.Engine, table: sa.Table, replace: tuple[str, ...] = ()
     return execute
 
 
+def _create_file(path: Path) -> None:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        raise StoreError(f"there is a chain at {path} already; open it, or move it away") from None
+    except OSError as error:
+        raise StoreError(f"cannot create {path} ({error.strerror}); create its folder first") from None
+
+
 def _chunks(values: list[Any]) -> Iterator[list[Any]]:
     return (values[i : i + KEYS_PER_QUERY] for i in range(0, len(values), KEYS_PER_QUERY))
 
 
 def url_of(path: Path) -> str:
     """The URL of an SQLite database at `path`."""
-    return f"sqlite:///{path.absolute()}"
+    return sa.URL.create("sqlite", database=str(path.absolute())).render_as_string(hide_password=False)
 
 
 _outcomes_decoder = msgspec.json.Decoder(list[Outcome])

@@ -16,9 +16,12 @@ Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Arguments of `record`: whose evidence it is, the SHA-256 of the evidence, and what else to keep of it."""
+    """Arguments of `record`: whose evidence it is, the SHA-256 of the evidence, and what else to keep of it.
 
-    subject: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    A subject is text without control characters: not every database keeps those.
+    """
+
+    subject: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,256}\Z")]
     digest: Digest
     attributes: Annotated[dict[str, Text], msgspec.Meta(max_length=32)] = {}
 

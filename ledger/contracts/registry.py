@@ -10,17 +10,29 @@ from typing import Annotated, Final
 import msgspec
 
 from ledger.contracts.contract import Call, Contract, Operation, Reads, Writes
-from ledger.errors import LedgerError, RejectedError
+from ledger.errors import RegistryError, RejectedError
 from ledger.registry_view import RegistryView
 from protocol import canonical, policy, registry
 from protocol.canonical import Digest, Name
 from protocol.errors import PolicySyntaxError, UnacceptableKeyError
 from protocol.keys import PublicKey
-from protocol.registry import Administrator, Center, Client, Device, EndorsementPolicy, Entry, Node, Registrar, Spki
+from protocol.registry import (
+    Administrator,
+    Center,
+    Channel,
+    Client,
+    Device,
+    EndorsementPolicy,
+    Entry,
+    Node,
+    Registrar,
+    Spki,
+)
 
 NAME: Final = "registry"
 PREFIX: Final = "registry/"
-CLIENTS: Final = "client/"
+LEAST_VALIDITY: Final = 60_000
+"""Shortest `longest_validity` that a channel may set, in milliseconds."""
 
 Entries = Annotated[tuple[Entry, ...], msgspec.Meta(min_length=1, max_length=4096)]
 
@@ -108,19 +120,20 @@ def _keys(entry: Entry | None) -> tuple[bytes, ...]:
 def _check_whole(before: RegistryView, after: RegistryView, changes: dict[str, Entry | None]) -> None:
     """Refuse a registry that contradicts itself or that nobody could change any more."""
     try:
-        channel = after.channel
-        if before.entries and channel.network != before.channel.network:
-            raise RejectedError("inconsistent", "the network's name cannot change")
-        _enough("administrators", len(set(after.administrators.values())), channel.administrators_needed)
-        _enough("centers", len(set(after.centers.values())), channel.centers_needed)
-    except LedgerError as error:
+        channel, administrators, centers = after.channel, after.administrators, after.centers
+    except RegistryError as error:
         raise RejectedError("inconsistent", str(error)) from None
-    if before.entries and all(isinstance(entry, Client) for entry in changes.values()):
-        # There can be very many clients: adding some must not look at all of them.
-        _check_unique(after, changes)
-        return
-    _check_unique(after, (key for key in after.entries if key.startswith(CLIENTS)))
-    for key in after.entries:
+    if before.entries:
+        _check_channel(before.channel, channel)
+    if channel.longest_validity < LEAST_VALIDITY:
+        # No transaction could be valid any more, not even the one that puts this right.
+        raise RejectedError("lock-out", f"longest_validity is {channel.longest_validity} ms, under {LEAST_VALIDITY}")
+    _enough("administrators", len(administrators), channel.administrators_needed)
+    _enough("centers", len(centers), channel.centers_needed)
+    _check_unique(after, changes)
+    if all(key.startswith("client/") for key in changes):
+        return  # nothing refers to clients, and there can be very many of them
+    for key in _but_clients(after):
         match registry.decode_entry(key, after.entries[key]):
             case EndorsementPolicy(name=name, expression=expression):
                 _check_policy(name, expression, after)
@@ -132,22 +145,38 @@ def _check_whole(before: RegistryView, after: RegistryView, changes: dict[str, E
                 pass
 
 
+def _check_channel(before: Channel, after: Channel) -> None:
+    if after.network != before.network:
+        raise RejectedError("inconsistent", "the network's name cannot change")
+    if after.rules_version not in (before.rules_version, before.rules_version + 1):
+        raise RejectedError(
+            "inconsistent", f"rules {after.rules_version} after rules {before.rules_version}: they go up one by one"
+        )
+
+
 def _enough(what: str, count: int, needed: int) -> None:
     if count < needed:
         raise RejectedError("lock-out", f"{count} {what} would be left where {needed} are needed")
 
 
-def _check_unique(after: RegistryView, clients: Iterable[str]) -> None:
-    """One key, one holder; only clients may share one among themselves. `clients` are those to look at."""
+def _check_unique(after: RegistryView, changes: dict[str, Entry | None]) -> None:
+    """One key, one holder; only clients may share one among themselves."""
     holders: dict[bytes, str] = {}
-    others = (key for key in after.entries if not key.startswith(CLIENTS))
-    for key in (*others, *clients):
+    for key in _but_clients(after):
         for spki in _keys(registry.decode_entry(key, after.entries[key])):
-            holder = holders.get(spki, key)
-            if holder != key:
-                raise RejectedError("key-in-use", f"the key of {key} is that of {holder}")
-            if not key.startswith(CLIENTS):
-                holders[spki] = key
+            if spki in holders:
+                raise RejectedError("key-in-use", f"a key of {key} is that of {holders[spki]} already")
+            holders[spki] = key
+    # All clients are looked at only where another kind of entry may have brought one of their keys.
+    brought = any(_keys(entry) for entry in changes.values() if not isinstance(entry, Client))
+    for key in after.entries.under("client") if brought else changes:
+        entry = registry.decode_entry(key, after.entries[key]) if key in after.entries else None
+        if isinstance(entry, Client) and entry.key in holders:
+            raise RejectedError("key-in-use", f"the key of {key} is that of {holders[entry.key]}")
+
+
+def _but_clients(after: RegistryView) -> list[str]:
+    return [key for kind in after.entries.kinds() if kind != "client" for key in after.entries.under(kind)]
 
 
 def _check_policy(name: str, expression: str, after: RegistryView) -> None:

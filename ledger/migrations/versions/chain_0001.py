@@ -6,6 +6,8 @@ from alembic import op
 revision = "chain_0001"
 down_revision = None
 
+_KEY = sa.String().with_variant(sa.String(collation="C"), "postgresql")
+
 
 def upgrade() -> None:
     """Create the tables of a chain."""
@@ -27,13 +29,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "state",
-        sa.Column("key", sa.String, primary_key=True),
+        sa.Column("key", _KEY, primary_key=True),
         sa.Column("value", sa.LargeBinary, nullable=False),
         sqlite_with_rowid=False,
     )
     op.create_table(
         "registry_history",
-        sa.Column("key", sa.String, primary_key=True),
+        sa.Column("key", _KEY, primary_key=True),
         sa.Column("height", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("entry", sa.LargeBinary, nullable=True),
         sqlite_with_rowid=False,
