@@ -1,0 +1,1 @@
+"""Schema versions of the record pool's tables, applied when the service opens its database."""
