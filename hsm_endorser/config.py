@@ -1,0 +1,119 @@
+"""The configuration of a device: one TOML file. Relative paths are relative to the file.
+
+name = "device-a"
+listen = ["unix:../../run/device-a.sock"]
+chain = ["unix:../../run/management.sock"]
+genesis = "../../genesis.json"
+database = "chain.db"
+guard = "guard.db"
+
+[token]
+uri = "pkcs11:token=device-a;serial=…?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin"
+environment = {SOFTHSM2_CONF = "softhsm2.conf"}
+deadline_ms = 2000
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final
+
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo
+
+from hsm_endorser.errors import ConfigError, UriError
+from hsm_endorser.token import TokenConfig
+from hsm_endorser.uri import TokenUri
+from transport.address import Address, AddressError
+
+NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z"
+PATH_VARIABLES: Final = frozenset({"SOFTHSM2_CONF"})
+"""Variables of modules that hold a path; theirs may be relative to the file, too."""
+
+
+def _resolved(value: object, info: ValidationInfo) -> object:
+    return info.context / value if isinstance(value, str) and isinstance(info.context, Path) else value
+
+
+def _address(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        address = Address.parse(value)
+        address.require_local()
+    except AddressError as error:
+        raise ValueError(str(error)) from None  # pydantic adds the field to the reason of a ValueError
+    if address.path and isinstance(info.context, Path):
+        return Address(path=info.context / address.path)
+    return address
+
+
+def _uri(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return TokenUri.parse(value, base=info.context if isinstance(info.context, Path) else None)
+    except UriError as error:
+        raise ValueError(str(error)) from None
+
+
+ResolvedPath = Annotated[Path, BeforeValidator(_resolved)]
+ResolvedAddress = Annotated[Address, BeforeValidator(_address)]
+
+
+class TokenSettings(BaseModel):
+    """Which token, what its module needs in its environment, and how long a call may take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    uri: Annotated[TokenUri, BeforeValidator(_uri)]
+    environment: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\z")], str] = {}
+    deadline_ms: Annotated[int, Field(ge=50, le=60_000)] = 2000
+
+    @pydantic.field_validator("environment")
+    @classmethod
+    def _resolve(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        base = info.context
+        if not isinstance(base, Path):
+            return value
+        return {name: str(base / text) if name in PATH_VARIABLES else text for name, text in value.items()}
+
+
+class Config(BaseModel):
+    """What a device is told: its name, where it listens, whom it follows, where its records stand, its token."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    name: Annotated[str, StringConstraints(pattern=NAME)]
+    listen: Annotated[tuple[ResolvedAddress, ...], Field(min_length=1)]
+    chain: Annotated[tuple[ResolvedAddress, ...], Field(min_length=1)]
+    genesis: ResolvedPath
+    database: ResolvedPath
+    guard: ResolvedPath
+    token: TokenSettings
+
+    @property
+    def database_url(self) -> str:
+        """The chain's database as SQLAlchemy names it."""
+        return f"sqlite:///{self.database.absolute()}"
+
+    @property
+    def token_config(self) -> TokenConfig:
+        """The token as the device opens it."""
+        return TokenConfig(
+            uri=self.token.uri, environment=self.token.environment, seconds=self.token.deadline_ms / 1000
+        )
+
+
+def load(path: Path) -> Config:
+    """The configuration in a file; raises `ConfigError` that names every field that is wrong."""
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML file: {error}") from None
+    try:
+        return Config.model_validate(settings, context=path.absolute().parent)
+    except pydantic.ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"{path}: {wrong}") from None

@@ -1,0 +1,93 @@
+"""Whether the device can do its work now: only a real signature proves that its token can (requirement E-20)."""
+
+import asyncio
+import time
+from typing import Final
+
+from hsm_endorser.chain import Chain
+from hsm_endorser.device import Device
+from hsm_endorser.doors import Doors
+from hsm_endorser.errors import DeviceError, TokenUnavailableError
+from hsm_endorser.identity import STATEMENT_TYPE, IdentityStatement
+from hsm_endorser.metrics import Metrics
+from hsm_endorser.signing import GuardedToken
+from protocol import canonical
+from protocol.envelope import Envelope, pae
+from protocol.messages import DeviceStatus
+from transport.operations import Readiness
+
+FRESH_SECONDS: Final = 2.0
+"""How long an answered challenge counts."""
+
+
+class Health:
+    """What operators, routing and verifiers are told about one device."""
+
+    def __init__(self, device: Device, chain: Chain, doors: Doors, signer: GuardedToken, metrics: Metrics) -> None:
+        self._device = device
+        self._chain = chain
+        self._doors = doors
+        self._signer = signer
+        self._metrics = metrics
+        self._lock = asyncio.Lock()
+        self._asked = float("-inf")
+        self._token = "not asked yet"
+
+    async def readiness(self) -> Readiness:
+        """The checks: the token answered a challenge within `FRESH_SECONDS`, the guard is sound, the chain goes on."""
+        checks = {
+            "token": await self._token_check(),
+            "guard": self._signer.guard.trouble or "ok",
+            "chain": f"halted: {self._chain.halted}" if self._chain.halted else "ok",
+        }
+        ready = all(check == "ok" for check in checks.values())
+        self._metrics.ready.set(ready)
+        return Readiness(ready, checks)
+
+    async def status(self) -> DeviceStatus:
+        """The live state, as routing sees it (requirement E-7)."""
+        readiness = await self.readiness()
+        held = self._chain.registry.keys_on_device(self._device.name)
+        keys = self._signer.token.keys
+        return DeviceStatus(
+            device=self._device.name,
+            nodes=tuple(sorted({node for key_id, node in held.items() if key_id in keys})),
+            doors=self._doors.open_doors,
+            height=self._chain.height,
+            ready=readiness.ready,
+            reason="; ".join(f"{name}: {check}" for name, check in readiness.checks.items() if check != "ok"),
+            queued=self._device.queued,
+            token_restarts=self._signer.token.restarts,
+        )
+
+    async def statement(self, nonce: str) -> Envelope:
+        """Who this is, signed by the identity key over the asker's nonce (requirement E-20)."""
+        token, identity = self._signer.token, self._signer.token.identity
+        if identity is None or token.info is None:
+            raise TokenUnavailableError(token.trouble or "the token holds no identity key")
+        payload = canonical.encode(
+            IdentityStatement(device=self._device.name, network=self._chain.network, token=token.info, nonce=nonce)
+        )
+        signature = await self._signer.sign("statement", identity.public_key.id, pae(STATEMENT_TYPE, payload))
+        return Envelope(payload, STATEMENT_TYPE, (signature,))
+
+    async def _token_check(self) -> str:
+        async with self._lock:
+            token = self._signer.token
+            if token.trouble:
+                return token.trouble
+            if time.monotonic() - self._asked > FRESH_SECONDS:
+                self._token = await self._challenge()
+                if self._token == "ok":  # a no is not remembered: the token may be back at the next question
+                    self._asked = time.monotonic()
+            return self._token
+
+    async def _challenge(self) -> str:
+        identity = self._signer.token.identity
+        if identity is None:
+            return "the token holds no identity key"
+        try:
+            await self._signer.token.challenge(identity.public_key.id)
+        except DeviceError as error:
+            return f"{error.code}: {error}"
+        return "ok"

@@ -1,0 +1,141 @@
+"""Wires a device together: its copy of the chain, its guard, its token, the doors, the listener."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import structlog
+
+from hsm_endorser.app import create_app
+from hsm_endorser.chain import Chain
+from hsm_endorser.config import Config
+from hsm_endorser.device import Device
+from hsm_endorser.doors import Doors
+from hsm_endorser.errors import ConfigError, GuardError
+from hsm_endorser.guard import Guard
+from hsm_endorser.metrics import Metrics
+from hsm_endorser.readiness import Health
+from hsm_endorser.signing import GuardedToken
+from hsm_endorser.token import Pinned
+from ledger.replica import CheckedBlock, Replica
+from ledger.store import ChainStore
+from protocol.keys import PublicKey
+from transport import listen
+
+log = structlog.get_logger()
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """The parts of a running device."""
+
+    metrics: Metrics
+    chain: Chain
+    guard: Guard
+    signer: GuardedToken
+    device: Device
+    doors: Doors
+    health: Health
+
+    def applied(self, checked: CheckedBlock) -> None:
+        """After each block: the chain may show trees of this device that a restored guard does not know."""
+        self.metrics.height.set(checked.block.header.height)
+        with contextlib.suppress(GuardError):  # it stays in trouble, and says so wherever it is asked to sign
+            self.guard.require_not_behind(checked.sequences.get(self.device.name, 0))
+
+
+async def serve(config: Config, stop: asyncio.Event) -> None:
+    """Run a device until `stop` is set.
+
+    Raises `DeviceError`, `LedgerError` or `AddressError` when it cannot start. A token that is away for the moment
+    is no reason: the device then says that it is not ready, and recovers when the token is back.
+    """
+    async with assemble(config) as parts:
+        app = create_app(parts.device, parts.doors, parts.health, parts.metrics)
+        ending = asyncio.Event()  # set by `stop`, or when one part fails
+        await _until_stopped(
+            stop,
+            ending,
+            [
+                listen.serve(app, list(config.listen), ending),
+                parts.device.run(ending),
+                _follow(parts, config, ending),
+            ],
+        )
+
+
+@contextlib.asynccontextmanager
+async def assemble(config: Config) -> AsyncIterator[Parts]:
+    """All parts of a device, opened in the order of trust: chain, guard, token."""
+    loop = asyncio.get_running_loop()
+    metrics = Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        stack.callback(thread.shutdown)
+        replica = await loop.run_in_executor(thread, open_replica, config)
+        stack.callback(lambda: thread.submit(replica.store.close).result())
+        pinned = _enrolled(config, replica)
+        guard = Guard.open(config.guard, network=replica.network, device=config.name)
+        with contextlib.suppress(GuardError):
+            guard.require_not_behind(replica.store.device_sequences().get(config.name, 0))
+        chain = Chain(replica, thread)
+        signer = await GuardedToken.start(guard, config.token_config, pinned=pinned, metrics=metrics, patient=True)
+        stack.push_async_callback(signer.close)
+        device = Device(config.name, chain, signer, replica.memory, metrics)
+        stack.callback(device.close)
+        doors = Doors(config.name, chain, signer)
+        health = Health(device, chain, doors, signer, metrics)
+        metrics.height.set(chain.height)
+        yield Parts(metrics, chain, guard, signer, device, doors, health)
+
+
+def open_replica(config: Config) -> Replica:
+    """The stored chain, or a new one from the genesis block; raises `ConfigError` for another chain's."""
+    try:
+        genesis = config.genesis.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the genesis block {config.genesis}: {error.strerror}") from None
+    url = config.database_url
+    store = ChainStore.open(url) if config.database.exists() else ChainStore.create(url)
+    first = store.block(0)
+    if first is None:  # new, or the process was killed before block 0 was written
+        return Replica.create(store, genesis)
+    if first != genesis:
+        store.close()
+        raise ConfigError(
+            f"{config.database} holds a chain that does not begin with {config.genesis}; "
+            "name the right genesis file, or move the database away and start again to fetch the chain anew"
+        )
+    return Replica.open(store)
+
+
+def _enrolled(config: Config, replica: Replica) -> Pinned:
+    entry = replica.registry.device(config.name)
+    if entry is None:
+        replica.store.close()
+        raise ConfigError(
+            f"the registry of network {replica.network} knows no device {config.name}; "
+            "correct `name`, or let the administrators enrol this device"
+        )
+    return Pinned(entry.token, PublicKey.load(entry.identity).id)
+
+
+async def _follow(parts: Parts, config: Config, ending: asyncio.Event) -> None:
+    await parts.chain.follow(config.chain, parts.applied, ending)
+    await ending.wait()  # a halted device goes on answering why
+
+
+async def _until_stopped(stop: asyncio.Event, ending: asyncio.Event, parts: list[Coroutine[Any, Any, None]]) -> None:
+    tasks = {asyncio.create_task(part) for part in parts}
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        ending.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

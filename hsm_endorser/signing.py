@@ -1,0 +1,109 @@
+"""The one way to a signature: the guard records it durably, then the token makes it (requirement K-10)."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from hsm_endorser.errors import GuardError, UnknownKeyError
+from hsm_endorser.guard import Guard, JournalEntry, Purpose, VoteRecord
+from hsm_endorser.metrics import Metrics
+from hsm_endorser.token import Pinned, Token, TokenConfig
+from protocol.canonical import KeyId
+from protocol.envelope import Signature
+from protocol.keys import PublicKey, signing_input
+
+T = TypeVar("T")
+
+
+class GuardedToken:
+    """A token whose every use stands in the guard first. The guard is touched in one thread of its own."""
+
+    token: Token
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard")
+
+    @staticmethod
+    async def start(
+        guard: Guard,
+        config: TokenConfig,
+        *,
+        pinned: Pinned | None = None,
+        metrics: Metrics | None = None,
+        patient: bool = False,
+    ) -> "GuardedToken":
+        """Open the token behind an open guard; raises as `Token.start` does, and the guard is closed then."""
+        signer = GuardedToken(guard)
+        try:
+            signer.token = await Token.start(
+                config, pinned=pinned, journal=signer.record_challenge, metrics=metrics, patient=patient
+            )
+        except BaseException:
+            signer._close_guard()
+            raise
+        return signer
+
+    async def close(self) -> None:
+        """End the token's worker, then close the guard after what is being recorded."""
+        await self.token.close()
+        self._close_guard()
+
+    def _close_guard(self) -> None:
+        self._thread.submit(self.guard.close).result()
+        self._thread.shutdown()
+
+    async def in_guard_thread(self, work: Callable[[], T]) -> T:
+        """Run `work` where the guard may be touched; it runs to its end even when the caller goes away."""
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except RuntimeError:
+            raise GuardError("the guard is closed: the device is stopping") from None
+        return await asyncio.shield(running)
+
+    async def sign(
+        self, purpose: Purpose, key_id: KeyId, message: bytes, *, header: tuple[int, str] | None = None
+    ) -> Signature:
+        """The signature of one key over `message`, recorded by its purpose.
+
+        `header` is the height and authentication data, when a block header is signed. Raises `GuardError`,
+        `GuardConflictError` or `TokenError`.
+        """
+        self._require(key_id)
+        entry = _entry(purpose, key_id, message)
+        await self.in_guard_thread(lambda: self.guard.record(header=header, journal=[entry]))
+        # A crash here leaves a record without a signature: the same request again gets one.
+        return await self._sign(key_id, message)
+
+    async def sign_heads(
+        self, votes: Sequence[VoteRecord], sequence: int, heads: Sequence[tuple[KeyId, bytes]]
+    ) -> list[Signature]:
+        """The signatures over the heads of one tree, one for each key, after its votes and sequence are recorded."""
+        for key_id, _ in heads:
+            self._require(key_id)
+        journal = [_entry("head", key_id, message) for key_id, message in heads]
+        await self.in_guard_thread(lambda: self.guard.record(votes=votes, sequence=sequence, journal=journal))
+        # A crash here loses a sequence number and no word: the votes are given again as they are recorded.
+        return [await self._sign(key_id, message) for key_id, message in heads]
+
+    async def record_challenge(self, key_id: KeyId, message: bytes) -> None:
+        """Record that a key is about to answer a challenge."""
+        entry = _entry("challenge", key_id, message)
+        await self.in_guard_thread(lambda: self.guard.record(journal=[entry]))
+
+    async def _sign(self, key_id: KeyId, message: bytes) -> Signature:
+        key = self._require(key_id)
+        (signature,) = await self.token.sign(key_id, [signing_input(key.scheme, message)])
+        return Signature(key_id, signature)
+
+    def _require(self, key_id: KeyId) -> PublicKey:
+        key = self.token.keys.get(key_id)
+        if key is None:
+            raise UnknownKeyError(f"key {key_id[:16]}… is not on this token")
+        return key.public_key
+
+
+def _entry(purpose: Purpose, key_id: KeyId, message: bytes) -> JournalEntry:
+    return JournalEntry(purpose, key_id, hashlib.sha256(message).hexdigest())
