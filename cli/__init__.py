@@ -1,0 +1,1 @@
+"""The `hsm-endorser` command: wires the rooms together, and is the only place that reads arguments."""

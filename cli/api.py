@@ -1,0 +1,279 @@
+"""What the command says to services, over the one place of connections; every wait has a deadline."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+import httpx2
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from cli.errors import UnreachableError
+from protocol import canonical
+from protocol.messages import Answer, CommitEvent, EndorseRequest, Proposal
+from transport.address import Address
+from transport.connect import connect_blocking
+from transport.problem import Problem, raise_for_problem
+from transport.stream import MEDIA_TYPE as NDJSON
+from transport.stream import SILENCE_SECONDS
+
+TIMEOUT_SECONDS: Final = 30.0
+PROBE_SECONDS: Final = 3.0
+JSON: Final = {"Content-Type": "application/json"}
+
+
+class TransactionStatus(msgspec.Struct, frozen=True):
+    """What became of a transaction so far: pending, endorsed, committed, refused or failed."""
+
+    transaction: str
+    status: str
+    height: int | None = None
+    code: str | None = None
+    problem: Problem | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will become of it."""
+        return self.status in {"committed", "refused", "failed"}
+
+
+class BatchItem(msgspec.Struct, frozen=True):
+    """The answer to one line of a batch: accepted under an id, or a problem."""
+
+    transaction: str | None = None
+    status: str | None = None
+    problem: Problem | None = None
+
+
+class _BatchAnswer(msgspec.Struct, frozen=True):
+    results: list[BatchItem]
+
+
+class NetworkInfo(msgspec.Struct, frozen=True):
+    """What a management service says of its chain."""
+
+    network: str
+    height: int
+    time: int
+    authentication: str
+    registry_root: str
+    period_ms: int
+    ceremony: str
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """What a peer says of its chain; `halted` names the block that it could not accept."""
+
+    peer: str
+    network: str
+    height: int
+    time: int
+    authentication: str
+    halted: dict[str, Any] | None = None
+
+
+class Service:
+    """Any service: health and figures. A context manager that closes its connection.
+
+    Raises `UnreachableError` when nobody listens at its Unix socket.
+    """
+
+    def __init__(self, address: Address, *, timeout: float = TIMEOUT_SECONDS) -> None:
+        self.address = address
+        _require_listening(address)
+        self._http = connect_blocking(address, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def readiness(self) -> tuple[bool, dict[str, str]]:
+        """Whether it is ready, and its checks; raises `httpx2.HTTPError` when it does not answer."""
+        response = self._http.get("/health/ready")
+        try:
+            state = msgspec.json.decode(response.content)
+        except msgspec.DecodeError:
+            return False, {"answer": response.text[:200]}
+        return bool(state.get("ready")), dict(state.get("checks", {}))
+
+    def figure(self, name: str, **labels: str) -> float:
+        """The sum over all samples of a metric that carry `labels`; zero when there is none."""
+        response = self._http.get("/metrics")
+        raise_for_problem(response.status_code, response.content)
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(response.text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def _get(self, path: str, timeout: float | None = None) -> bytes:
+        response = self._http.get(path, timeout=timeout or httpx2.USE_CLIENT_DEFAULT)
+        raise_for_problem(response.status_code, response.content)
+        return response.content
+
+    def _post(self, path: str, body: bytes, headers: dict[str, str] = JSON, timeout: float | None = None) -> bytes:
+        response = self._http.post(path, content=body, headers=headers, timeout=timeout or httpx2.USE_CLIENT_DEFAULT)
+        raise_for_problem(response.status_code, response.content)
+        return response.content
+
+
+class Management(Service):
+    """A management service's public listener."""
+
+    def network(self) -> NetworkInfo:
+        """What chain it keeps."""
+        return msgspec.json.decode(self._get("/v1/network"), type=NetworkInfo)
+
+    def devices(self) -> list[dict[str, Any]]:
+        """The live state of its endorsement devices."""
+        answer: Any = msgspec.json.decode(self._get("/v1/devices"))
+        found = answer["devices"] if isinstance(answer, dict) else answer
+        return list(found)
+
+    def submit(self, transaction: bytes, *, wait: float = 0) -> TransactionStatus:
+        """Hand in one transaction; waits up to `wait` seconds for its end. Raises `ProblemError` when refused."""
+        query = f"?wait={wait:g}" if wait else ""
+        answer = self._post(f"/v1/transactions{query}", transaction, timeout=TIMEOUT_SECONDS + wait)
+        return msgspec.json.decode(answer, type=TransactionStatus)
+
+    def submit_batch(self, transactions: Sequence[bytes]) -> list[BatchItem]:
+        """Hand in transactions, one a line; the answers stand in their order."""
+        answer = self._post("/v1/transactions:batch", b"\n".join(transactions) + b"\n", {"Content-Type": NDJSON})
+        return _batch_decoder.decode(answer).results
+
+    def status(self, transaction: str, *, wait: float = 0) -> TransactionStatus:
+        """What became of a transaction; waits up to `wait` seconds for its end."""
+        query = f"?wait={wait:g}" if wait else ""
+        answer = self._get(f"/v1/transactions/{transaction}{query}", timeout=TIMEOUT_SECONDS + wait)
+        return msgspec.json.decode(answer, type=TransactionStatus)
+
+    def follow(self, transaction: str, *, seconds: float) -> TransactionStatus:
+        """The status at its end, or the last one before `seconds` have gone."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status = self.status(transaction, wait=max(0.1, min(10.0, deadline - time.monotonic())))
+            if status.final or time.monotonic() >= deadline:
+                return status
+
+    def block(self, height: int) -> bytes:
+        """The canonical bytes of a block."""
+        return self._get(f"/v1/blocks/{height}")
+
+    def events(self, start: int, stopped: Callable[[], bool]) -> Iterator[CommitEvent]:
+        """Commit events from height `start` on, over breaks of the connection, until `stopped()`."""
+        height = start
+        while not stopped():
+            with contextlib.suppress(httpx2.HTTPError):
+                for event in self._events(height, stopped):
+                    yield event
+                    height = event.height + 1
+            time.sleep(0.1)
+
+    def _events(self, start: int, stopped: Callable[[], bool]) -> Iterator[CommitEvent]:
+        with self._http.stream("GET", f"/v1/events?from={start}", timeout=SILENCE_SECONDS) as response:
+            if response.is_error:
+                raise_for_problem(response.status_code, response.read())
+            pending = b""
+            for chunk in response.iter_raw():
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in filter(None, lines):
+                    yield _event_decoder.decode(line)
+                if stopped():
+                    return
+
+    def enrol(self, name: str, request: str, secret: str | None) -> dict[str, Any]:
+        """Ask the CA for a certificate; the answer has one, or none while an operator must approve."""
+        body = msgspec.json.encode({"name": name, "csr": request, "secret": secret})
+        answer: dict[str, Any] = msgspec.json.decode(self._post("/v1/enrol", body))
+        return answer
+
+    def ca_certificate(self) -> bytes:
+        """The CA's certificate (PEM)."""
+        return self._get("/v1/ca/certificate")
+
+
+class Control(Service):
+    """A management service's control listener: the operator's, a Unix socket."""
+
+    def invite(self, name: str, seconds: int) -> dict[str, Any]:
+        """A one-time enrolment secret for `name`."""
+        body = msgspec.json.encode({"name": name, "seconds": seconds})
+        answer: dict[str, Any] = msgspec.json.decode(self._post("/v1/enrolments", body))
+        return answer
+
+    def enrolments(self) -> list[dict[str, Any]]:
+        """The requests that wait for an operator."""
+        answer: Any = msgspec.json.decode(self._get("/v1/enrolments"))
+        found = answer["enrolments"] if isinstance(answer, dict) else answer
+        return list(found)
+
+    def decide(self, name: str, decision: str) -> dict[str, Any]:
+        """Approve or refuse a request; `decision` is "approve" or "refuse"."""
+        answer: dict[str, Any] = msgspec.json.decode(self._post(f"/v1/enrolments/{quote(name)}:{decision}", b""))
+        return answer
+
+
+class Device(Service):
+    """An endorsement device."""
+
+    def endorse(self, transaction: bytes, nodes: tuple[str, ...]) -> Answer:
+        """What it says to one transaction when it is asked directly."""
+        request = EndorseRequest(least_height=0, proposals=(Proposal(msgspec.Raw(transaction), nodes),))
+        (answer,) = msgspec.json.decode(self._post("/v1/endorse", canonical.encode(request)), type=_Answers).answers
+        return answer
+
+
+class _Answers(msgspec.Struct, frozen=True):
+    answers: tuple[Answer, ...]
+
+
+class Peer(Service):
+    """A peer."""
+
+    def status(self) -> PeerStatus:
+        """What it has applied, and whether it halted."""
+        return msgspec.json.decode(self._get("/v1/status"), type=PeerStatus)
+
+    def digest(self) -> tuple[int, str]:
+        """A height and the SHA-256 over the whole state there."""
+        answer = msgspec.json.decode(self._get("/v1/digest", timeout=4 * TIMEOUT_SECONDS))
+        return answer["height"], answer["digest"]
+
+    def state(self, key: str) -> bytes:
+        """What stands under a key of the state."""
+        return self._get(f"/v1/state/{quote(key)}")
+
+    def receipt(self, transaction: str) -> bytes:
+        """The receipt of a committed transaction."""
+        return self._get(f"/v1/receipts/{transaction}")
+
+
+def _require_listening(address: Address) -> None:
+    """Raise `UnreachableError` where nobody listens at a Unix socket: clearer than the first request's failure."""
+    if address.path is None:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_SECONDS)
+        try:
+            probe.connect(address.socket_path())
+        except OSError:
+            raise UnreachableError(
+                f"no service listens at {address}", advice="start the network: hsm-endorser network up DIR"
+            ) from None
+
+
+_batch_decoder = msgspec.json.Decoder(_BatchAnswer)
+_event_decoder = msgspec.json.Decoder(CommitEvent)

@@ -1,0 +1,164 @@
+"""`hsm-endorser client`: how a client gets its identity from the CA (requirement E-1), and how it loses it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from cli import registry
+from cli.api import Control, Management
+from cli.errors import UnreachableError, UsageError
+from cli.keys import SoftwareKey
+from cli.output import JsonFlag, Output
+from cli.plan import Layout, read_network
+
+app = typer.Typer(help="Clients: register, approve, remove.", no_args_is_help=True)
+
+INVITATION_SECONDS: Final = 300
+REGISTRATION_SECONDS: Final = 30.0
+
+NetworkFolder = Annotated[Path, typer.Option("--network", help="The network folder.")]
+ClientName = Annotated[str, typer.Argument(help="The client's name: ASCII letters, digits, . _ -")]
+
+
+@app.command()
+def register(
+    name: ClientName,
+    network: NetworkFolder,
+    secret_file: Annotated[
+        Path | None, typer.Option(help="A file with the one-time enrolment secret that the operator gave.")
+    ] = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Use no secret; wait for the operator's approval.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a key, have the CA certify it, and wait until the client is on the chain's whitelist.
+
+    Without a secret file, the operator of this folder invites the client through the control socket. With --ask
+    an operator must approve it (client approve NAME); run the same command again afterwards.
+    """
+    output = Output(as_json=as_json)
+    layout = Layout(network)
+    read_network(network)
+    _require_new(layout, name)
+    secret = None if ask else _secret(layout, name, secret_file)
+    answer = enrol(layout, name, secret)
+    if answer is None:
+        output.say(f"{name} waits for approval: hsm-endorser client approve {name} --network {network}")
+        output.say("Run this command again after that.")
+        output.result({"client": name, "registered": False, "key": str(layout.client_key(name))})
+        return
+    output.say(f"{name} is registered in block {answer['height']}.")
+    output.say(f"Its key: {layout.client_key(name)}; its certificate: {layout.client_certificate(name)}")
+    output.result({"client": name, "registered": True, **answer})
+
+
+@app.command()
+def enrolments(network: NetworkFolder, as_json: JsonFlag = False) -> None:
+    """List the requests that wait for an operator's decision."""
+    output = Output(as_json=as_json)
+    with _control(Layout(network)) as control:
+        waiting = control.enrolments()
+    if waiting:
+        columns = sorted({key for each in waiting for key in each if key != "csr"})
+        output.table("Waiting for a decision", columns, [[each.get(key, "") for key in columns] for each in waiting])
+    else:
+        output.say("Nobody waits.")
+    output.result({"enrolments": waiting})
+
+
+@app.command()
+def approve(name: ClientName, network: NetworkFolder, as_json: JsonFlag = False) -> None:
+    """Approve a request: the CA certifies the client and puts it on the whitelist."""
+    _decide(Output(as_json=as_json), name, network, "approve")
+
+
+@app.command()
+def refuse(name: ClientName, network: NetworkFolder, as_json: JsonFlag = False) -> None:
+    """Refuse a request."""
+    _decide(Output(as_json=as_json), name, network, "refuse")
+
+
+@app.command()
+def remove(name: ClientName, network: NetworkFolder, as_json: JsonFlag = False) -> None:
+    """Take a client off the whitelist, signed by as many administrators as the network asks for."""
+    registry.change(Output(as_json=as_json), network, "remove", {"keys": [f"client/{name}"]})
+
+
+def enrol(layout: Layout, name: str, secret: str | None) -> dict[str, Any] | None:
+    """Enrol `name` with its key (made where there is none); None while an operator must approve.
+
+    Raises `UsageError` for one that is registered already, `ProblemError` when the CA refuses.
+    """
+    _require_new(layout, name)
+    with Management(layout.socket("management")) as management:
+        answer = management.enrol(name, _request(layout, name), secret)
+        if "certificate" not in answer:
+            return None
+        status = management.follow(answer["transaction"], seconds=REGISTRATION_SECONDS)
+    registry.require_committed(status)
+    certificate = layout.client_certificate(name)
+    certificate.write_text(answer["certificate"])
+    return {
+        "key": str(layout.client_key(name)),
+        "certificate": str(certificate),
+        "height": status.height,
+        "transaction": status.transaction,
+    }
+
+
+def invite(layout: Layout, name: str) -> str:
+    """A one-time enrolment secret, from the operator's own door."""
+    with _control(layout) as control:
+        return str(control.invite(name, INVITATION_SECONDS)["secret"])
+
+
+def _require_new(layout: Layout, name: str) -> None:
+    certificate = layout.client_certificate(name)
+    if certificate.exists():
+        raise UsageError(f"{name} has a certificate already: {certificate}", advice="choose another name")
+
+
+def _request(layout: Layout, name: str) -> str:
+    """The client's request, the same each time it asks: the CA keeps to the one that it saw first."""
+    key_file, request_file = layout.client_key(name), layout.client_request(name)
+    key_file.parent.mkdir(mode=0o700, exist_ok=True)
+    if not key_file.exists():
+        request_file.unlink(missing_ok=True)
+        SoftwareKey.create(key_file)
+    if not request_file.exists():
+        scratch = request_file.with_suffix(".csr.new")
+        scratch.write_text(SoftwareKey.load(key_file).request(name))
+        scratch.rename(request_file)
+    return request_file.read_text()
+
+
+def _secret(layout: Layout, name: str, file: Path | None) -> str:
+    if file is None:
+        return invite(layout, name)
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise UsageError(f"cannot read the secret in {file}: {error.strerror}") from None
+
+
+def _decide(output: Output, name: str, network: Path, decision: str) -> None:
+    with _control(Layout(network)) as control:
+        answer = control.decide(name, decision)
+    output.say(f"{name}: {decision}d.")
+    output.result({"client": name, "decision": decision, **answer})
+
+
+@contextmanager
+def _control(layout: Layout) -> Iterator[Control]:
+    read_network(layout.folder)
+    address = layout.socket("control")
+    try:
+        with Control(address) as control:
+            yield control
+    except UnreachableError:
+        raise UnreachableError(
+            f"no management service listens at {address}",
+            advice="start the network (hsm-endorser network up DIR), or bring a secret: --secret-file FILE",
+        ) from None

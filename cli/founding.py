@@ -1,0 +1,166 @@
+"""Makes a network's folder: tokens, keys, administrators, the genesis block. All of it, or nothing.
+
+It is built beside its place and renamed at the end. Nodes', the center's and the CA's keys are generated on the
+devices' tokens and never leave them; administrators have software keys of their own.
+"""
+
+import asyncio
+import shutil
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from cli import keys, plan
+from cli.errors import CommandError, UsageError
+from cli.keys import SoftwareKey
+from cli.plan import Layout, NetworkPlan, write_settings
+from hsm_endorser import provision
+from hsm_endorser.config import Config, load
+from hsm_endorser.errors import DeviceError
+from hsm_endorser.provision import Provisioned, Wanted
+from hsm_endorser.token import IDENTITY_LABEL
+from ledger.errors import LedgerError
+from ledger.genesis import check_genesis, draft_genesis, genesis_payload
+from protocol.block import RULES_VERSION, Block
+from protocol.keys import Scheme
+from protocol.registry import (
+    Administrator,
+    Center,
+    Channel,
+    Device,
+    EndorsementPolicy,
+    Entry,
+    Node,
+    NodeKey,
+    Registrar,
+)
+from softhsm import installation, tokens
+from softhsm.installation import SoftHSMError
+
+Say = Callable[[str], None]
+
+SCHEME: Final[Scheme] = "ecdsa-p256-sha256"
+CENTER_LABEL: Final = f"center/{plan.CENTER}"
+CA_LABEL: Final = f"ca/{plan.CA}"
+KEY_LIFETIME_MS: Final = 730 * 24 * 3600 * 1000
+"""Two years: nodes' keys sign nothing in blocks after that (requirement K-13)."""
+ENVIRONMENT: Final = {"SOFTHSM2_CONF": "softhsm2.conf"}
+
+
+def found(network: NetworkPlan, folder: Path, say: Say) -> None:
+    """Make the network's folder; raises `UsageError` when it exists, `CommandError` when a token does not serve."""
+    folder = folder.absolute()
+    if folder.exists():
+        raise UsageError(f"{folder} exists already", advice="choose a new folder; networks are never overwritten")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UsageError(f"cannot make a folder in {folder.parent}: {error.strerror}") from None
+    try:
+        asyncio.run(_build(network, Layout(scratch), say))
+        for name in network.devices:
+            _point_store_to(Layout(scratch).device(name), Layout(folder).device(name))
+        scratch.rename(folder)
+    except LedgerError as error:
+        raise UsageError(f"this network does not hold together: {error}", code=error.code) from None
+    except (SoftHSMError, DeviceError) as error:
+        raise CommandError(f"the network was not made: {error}", code="not-made") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+async def _build(network: NetworkPlan, layout: Layout, say: Say) -> None:
+    for part in ("devices", "peers", "clients", "administrators", "run", "logs"):
+        (layout.folder / part).mkdir(mode=0o700)
+    layout.management.mkdir(mode=0o700)
+    configs = {name: _write_device(layout, name) for name in network.devices}
+    provisioned: dict[str, Provisioned] = {}
+    for name, config in configs.items():
+        say(f"{name}: token and keys for {', '.join(network.devices[name])}")
+        provisioned[name] = await provision.provision(config, network.name, _wanted(network, name))
+    first = configs[network.first_device]
+    certificate = await provision.issue_ca_certificate(first, network.name, CA_LABEL, plan.CA)
+    administrators = {name: SoftwareKey.create(layout.administrator_key(name)) for name in network.administrators}
+    entries = _entries(network, provisioned, administrators, certificate)
+    payload = genesis_payload(network.name, entries)
+    _, transaction = keys.sign(payload, list(administrators.values()))
+    genesis = await provision.sign_genesis(first, draft_genesis(transaction, _now()), CENTER_LABEL)
+    check_genesis(Block.decode(genesis.encode()))
+    layout.genesis.write_bytes(genesis.encode())
+    write_settings(layout.management / "management.toml", plan.management_settings(network))
+    for name in network.peers:
+        layout.peer(name).mkdir(mode=0o700)
+        write_settings(layout.peer(name) / "peer.toml", plan.peer_settings(name))
+    write_settings(layout.network_file, plan.network_settings(network))
+
+
+def _write_device(layout: Layout, name: str) -> Config:
+    """A device's folder with its token, PIN files and configuration; paths in the latter are relative."""
+    folder = layout.device(name)
+    folder.mkdir(mode=0o700)
+    pin, so_pin = folder / "pin", folder / "so-pin"
+    tokens.create_pin_file(pin)
+    tokens.create_pin_file(so_pin)
+    found = installation.find()
+    token = tokens.create_token(folder, name, pin, so_pin, installation=found)
+    module = urllib.parse.quote(str(found.module), safe="/")
+    uri = f"pkcs11:token={name};serial={token.serial}?module-path={module}&pin-source=file:pin"
+    write_settings(folder / "device.toml", plan.device_settings(name, uri, ENVIRONMENT))
+    return load(folder / "device.toml")
+
+
+def _wanted(network: NetworkPlan, device: str) -> list[Wanted]:
+    labels = [f"node/{node}" for node in network.devices[device]]
+    if device == network.first_device:
+        labels += [CENTER_LABEL, CA_LABEL]
+    return [(label, SCHEME) for label in labels]
+
+
+def _entries(
+    network: NetworkPlan,
+    provisioned: dict[str, Provisioned],
+    administrators: dict[str, SoftwareKey],
+    certificate: bytes,
+) -> list[Entry]:
+    until = _now() + KEY_LIFETIME_MS
+    first = provisioned[network.first_device].keys
+    return [
+        Channel(
+            network=network.name,
+            rules_version=RULES_VERSION,
+            centers_needed=1,
+            administrators_needed=min(plan.ADMINISTRATORS_NEEDED, len(administrators)),
+            longest_validity=plan.LONGEST_VALIDITY_MS,
+            ceremony="none",
+        ),
+        *(Administrator(name, key.public.spki) for name, key in administrators.items()),
+        Registrar(plan.CA, first[CA_LABEL].spki, certificate),
+        Center(plan.CENTER, first[CENTER_LABEL].spki, network.first_device),
+        *(Device(name, made.keys[IDENTITY_LABEL].spki, made.token) for name, made in provisioned.items()),
+        *(
+            Node(
+                node,
+                tuple(
+                    NodeKey(provisioned[device].keys[f"node/{node}"].spki, device, 0, until)
+                    for device, nodes in network.devices.items()
+                    if node in nodes
+                ),
+            )
+            for node in network.nodes
+        ),
+        *(EndorsementPolicy(kind, expression) for kind, expression in network.policies.items()),
+    ]
+
+
+def _point_store_to(scratch: Path, final: Path) -> None:
+    """SoftHSM takes absolute paths only: let a token's configuration name the place where it will stand."""
+    path = scratch / "softhsm2.conf"
+    path.write_text(path.read_text().replace(str(scratch.resolve()), str(final)))
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

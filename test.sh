@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Set everything up, then run all tests: ./test.sh [arguments of pytest]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. scripts/setup.sh
+exec .venv/bin/python -m pytest "$@"
