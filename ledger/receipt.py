@@ -90,6 +90,7 @@ def make_receipt(store: ChainStore, transaction: TxId) -> bytes:
     block, before = _block(store, location.height), _block(store, location.height - 1)
     outcomes = store.outcomes(location.height) or []
     entries = store.registry(location.height - 1)
+    endorsements = tuple(_endorsements(block, location.index))
     return canonical.encode(
         Receipt(
             transaction=msgspec.Raw(block.transactions[location.index].raw),
@@ -98,11 +99,11 @@ def make_receipt(store: ChainStore, transaction: TxId) -> bytes:
             trees_root=merkle.root([blocks.tree_leaf(tree) for tree in block.trees]).hex(),
             outcome=outcomes[location.index],
             outcome_path=_path([outcome.leaf() for outcome in outcomes], location.index),
-            endorsements=tuple(_endorsements(block, location.index)),
+            endorsements=endorsements,
             header=block.envelope,
             previous=before.envelope.payload,
             registry_count=len(entries),
-            registry=tuple(_proven(entries, block.transactions[location.index])),
+            registry=tuple(_proven(entries, block.transactions[location.index], endorsements)),
         )
     )
 
@@ -209,24 +210,29 @@ class _Verifier:
         if transaction.payload.contract == REGISTRY:
             self._say("registry transactions are signed by administrators and need no endorsement")
             return ()
-        approved: set[str] = set()
+        approved: dict[str, set[str]] = {}
+        refused: dict[str, set[str]] = {}
         for each in receipt.endorsements:
             vote = each.vote
             self._require(
-                (vote.transaction, vote.verdict, vote.network) == (transaction.id, "approve", header.network),
-                f"the vote of node {vote.node} does not approve this transaction",
+                (vote.transaction, vote.network) == (transaction.id, header.network),
+                f"the vote of node {vote.node} is not about this transaction",
             )
             head = endorsement.decode_head(each.head)
             self._require(head.height < header.height, f"node {vote.node} voted at height {head.height}")
             key = view.node_key(vote.node, head.key, device=head.device, height=header.height, time=header.time)
             each.verify(key)
-            approved.add(vote.node)
-        rule = view.policy(transaction.kind)
+            said = approved if vote.verdict == "approve" else refused
+            said.setdefault(vote.node, set()).add(head.device)
+        self._require(not refused, "; ".join(_no(node, refused, approved) for node in sorted(refused)))
+        rule = view.rule(transaction.kind)
         if rule is None:
             raise ReceiptError(self.step, f"there is no policy for {transaction.kind}")
-        result = rule.evaluate(view.node_names, approved, ())
-        self._require(result.satisfied, f"{rule.text} is not met by {', '.join(sorted(approved)) or 'nobody'}")
-        self._say(f"{', '.join(result.approved)} endorsed it, which satisfies the policy {rule.text}")
+        result = rule.evaluate(approved)
+        if not result.satisfied:
+            raise ReceiptError(self.step, rule.shortfall(approved, result))
+        on = ", each on a token of its own" if rule.distinct_devices else ""
+        self._say(f"{', '.join(result.approved)} endorsed it, which satisfies the policy {rule.policy.text}{on}")
         return result.approved
 
     def _say(self, step: str) -> None:
@@ -235,6 +241,15 @@ class _Verifier:
     def _require(self, holds: bool, otherwise: str) -> None:
         if not holds:
             raise ReceiptError(self.step, otherwise)
+
+
+def _no(node: str, refused: dict[str, set[str]], approved: dict[str, set[str]]) -> str:
+    """What a node's no means: also one of two words of it, as it has only one (requirement E-22)."""
+    places = ", ".join(sorted(refused[node]))
+    if node in approved:
+        both = f"node {node} approved it on {', '.join(sorted(approved[node]))} and rejected it on {places}"
+        return f"{both}: it counts as refusing"
+    return f"node {node} rejected it on {places}"
 
 
 def _block(store: ChainStore, height: int) -> Block:
@@ -269,13 +284,19 @@ def _complete_prefixes(transaction: Transaction) -> tuple[str, ...]:
     return ("node/", f"policy/{transaction.kind.partition('.')[0]}", "registrar/")
 
 
-def _proven(entries: dict[str, bytes], transaction: Transaction) -> Iterable[ProvenEntry]:
+def _proven(
+    entries: dict[str, bytes], transaction: Transaction, endorsements: Iterable[Endorsement]
+) -> Iterable[ProvenEntry]:
     keys = sorted(entries)
     leaves = [registry.entry_leaf(key, entries[key]) for key in keys]
     wanted = {keys.index(registry.CHANNEL_KEY)}
     client = f"client/{transaction.payload.client}"
     if client in entries:
         wanted.add(bisect.bisect_left(keys, client))
+    rule = RegistryView(entries).rule(transaction.kind)
+    if rule is not None and rule.distinct_devices:  # which tokens they are stands in the devices' entries
+        voted_on = {endorsement.decode_head(each.head).device for each in endorsements}
+        wanted.update(bisect.bisect_left(keys, f"device/{device}") for device in voted_on)
     for prefix in _complete_prefixes(transaction):
         first = end = bisect.bisect_left(keys, prefix)
         while end < len(keys) and keys[end].startswith(prefix):

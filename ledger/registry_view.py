@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TypeVar
 
+from ledger.endorsement_rule import EndorsementRule
 from ledger.errors import RegistryError
 from ledger.registry_entries import RegistryEntries
-from protocol import policy, registry
+from protocol import distinct, policy, registry
 from protocol.keys import PublicKey
 from protocol.policy import Policy
 from protocol.registry import (
@@ -17,6 +18,7 @@ from protocol.registry import (
     Device,
     EndorsementPolicy,
     Entry,
+    GuardOrder,
     Node,
     Registrar,
     decode_entry,
@@ -33,6 +35,7 @@ class RegistryView:
         self.entries = entries if isinstance(entries, RegistryEntries) else RegistryEntries(entries)
         self._decoded: dict[str, Entry] = {}
         self._keys: dict[str, PublicKey] = {}
+        self._rules: dict[str, EndorsementRule] = {}
 
     @cached_property
     def root(self) -> str:
@@ -89,6 +92,10 @@ class RegistryView:
         """A device's entry."""
         return self._find(f"device/{name}", Device)
 
+    def guard_order(self, device: str) -> GuardOrder | None:
+        """The last order to start the guard of a device anew, if there was one (requirement K-10)."""
+        return self._find(f"guard-order/{device}", GuardOrder)
+
     def node(self, name: str) -> Node | None:
         """A node's entry."""
         return self._find(f"node/{name}", Node)
@@ -128,10 +135,49 @@ class RegistryView:
         entry = self.node(node)
         return tuple(sorted({registered.device for registered in entry.keys})) if entry else ()
 
+    def devices_in_force(self, node: str, *, height: int, time: int) -> tuple[str, ...]:
+        """The devices that hold a key of `node` which counts at this height and block time, sorted."""
+        entry = self.node(node)
+        keys = entry.keys if entry else ()
+        return tuple(sorted({key.device for key in keys if key.since <= height and time < key.until}))
+
     def policy(self, kind: str) -> Policy | None:
         """The policy for a transaction type `contract.operation`: its own, else that of its contract."""
         key = self.policy_key(kind)
         return policy.parse(self._require(key, EndorsementPolicy).expression) if key else None
+
+    def rule(self, kind: str) -> EndorsementRule | None:
+        """The policy for a transaction type, as votes are judged by it."""
+        key = self.policy_key(kind)
+        if key is None:
+            return None
+        rule = self._rules.get(key)
+        if rule is None:
+            rule = self._rules[key] = self.rule_of(self._require(key, EndorsementPolicy))
+        return rule
+
+    def rule_of(self, entry: EndorsementPolicy) -> EndorsementRule:
+        """What a policy, in force or not, comes to in this registry; raises `PolicySyntaxError`."""
+        parsed = policy.parse(entry.expression)
+        return EndorsementRule(
+            name=entry.name,
+            policy=parsed,
+            routing=entry.routing,
+            distinct_devices=entry.distinct_devices,
+            members=self.node_names,
+            token_of=self.tokens if entry.distinct_devices else {},
+            holders={node: self.devices_of(node) for node in sorted(parsed.nodes(self.node_names))},
+        )
+
+    @cached_property
+    def tokens(self) -> dict[str, str]:
+        """The token of each device: devices with the same value are one (see `protocol.distinct`)."""
+        return distinct.tokens(self.devices)
+
+    @cached_property
+    def devices(self) -> tuple[Device, ...]:
+        """All devices, sorted by name."""
+        return tuple(self._require(f"device/{name}", Device) for name in self._names("device"))
 
     def policy_key(self, kind: str) -> str | None:
         """Under which key the policy for a transaction type stands."""

@@ -13,7 +13,8 @@
      8. its heads state the root over its leaves, and approve something of this block
      9. each head is signed by a key in force of the branch's own node, on the device that it names
     Each transaction again
-    10. the nodes that approved it satisfy the policy in force; one node counts once
+    10. the nodes that approved it satisfy the policy in force; one node counts once, and so does one token where
+        the policy asks for distinct devices
     The result
     11. executing it in order gives the outcomes and the registry that the header commits
 
@@ -28,26 +29,17 @@ import sqlalchemy as sa
 
 from ledger import execution
 from ledger.authority import authorize
-from ledger.contracts.registry import NAME as REGISTRY
-from ledger.errors import (
-    AuthorizationError,
-    BadCopyError,
-    BlockRefusedError,
-    DivergedError,
-    NotNextError,
-    RegistryError,
-    StoreError,
-)
+from ledger.errors import BadCopyError, BlockRefusedError, DivergedError, NotNextError, StoreError
 from ledger.execution import Execution
 from ledger.genesis import check_genesis
 from ledger.memory import SignatureMemory
 from ledger.registry_view import RegistryView
 from ledger.store import FETCH_AGAIN, ChainStore, Commit
+from ledger.verifier import BodyVerifier, window
 from protocol import block as blocks
 from protocol import canonical
 from protocol.block import MAX_BLOCK_BYTES, MAX_TRANSACTIONS, NO_PREVIOUS, RULES_VERSION, Block, Header, Outcome
-from protocol.canonical import TxId
-from protocol.endorsement import Tree, TreeHead, check_tree, decode_head
+from protocol.endorsement import Tree
 from protocol.errors import BadSignatureError, ProtocolError
 from protocol.transaction import Transaction
 
@@ -120,7 +112,8 @@ class Replica:
 
         The caller has authorised them. Requirements E-4, E-10, M-7.
         """
-        codes = [self._window(transaction, self.height + 1, self.time) for transaction in transactions]
+        channel = self.registry.channel
+        codes = [window(transaction, channel, self.height + 1, self.time) for transaction in transactions]
         known = self.store.locate([transaction.id for transaction in transactions])
         for index, transaction in enumerate(transactions):
             if transaction.id in known:
@@ -137,7 +130,7 @@ class Replica:
         time = max(time, self.time)
         self._check_rules(RULES_VERSION)
         _check_size(transactions, trees)
-        sequences = self._judge(transactions, trees, self.height + 1, time)
+        sequences = self._verifier.verify(transactions, trees, height=self.height + 1, time=time)
         result = execution.execute(transactions, self.registry, self.store.fetch)
         body = (tuple(transactions), tuple(trees))
         header = self._header(time, *body, result)
@@ -163,7 +156,7 @@ class Replica:
             return msgspec.structs.replace(known, block=block)
         _check_body(block)
         self._check_place(header)
-        sequences = self._judge(block.transactions, block.trees, header.height, header.time)
+        sequences = self._verifier.verify(block.transactions, block.trees, height=header.height, time=header.time)
         result = execution.execute(block.transactions, self.registry, self.store.fetch)
         self._compare(header, result)
         self._checked = _checked(block, result, sequences)
@@ -194,6 +187,10 @@ class Replica:
         checked = self.check(_decode(data))
         self.append(checked)
         return checked
+
+    @property
+    def _verifier(self) -> BodyVerifier:
+        return BodyVerifier(self.registry, self.memory, self.store.locate)
 
     def _stand_at(self, block: Block, registry: RegistryView) -> None:
         self.height = block.header.height
@@ -249,97 +246,6 @@ class Replica:
             raise BlockRefusedError(
                 "wrong-rules", f"block {self.height + 1} follows rules {version} where rules {in_force} are in force"
             )
-
-    def _judge(
-        self, transactions: Sequence[Transaction], trees: Sequence[Tree], height: int, time: int
-    ) -> dict[str, int]:
-        """Steps 6 to 10; the highest tree-head sequence by device."""
-        self._check_transactions(transactions, height, time)
-        approvals: list[set[str]] = [set() for _ in transactions]
-        sequences: dict[str, int] = {}
-        ids = [transaction.id for transaction in transactions]
-        for tree in trees:
-            for head in self._check_tree(tree, ids, height, time):
-                sequences[head.device] = max(head.sequence, sequences.get(head.device, 0))
-            for branch in tree.branches:
-                for leaf in branch.leaves:
-                    if isinstance(leaf, int):
-                        approvals[leaf].add(branch.node)
-        self._check_policies(transactions, approvals)
-        return sequences
-
-    def _check_transactions(self, transactions: Sequence[Transaction], height: int, time: int) -> None:
-        """Steps 6 and 7."""
-        ids: set[TxId] = set()
-        for transaction in transactions:
-            if transaction.id in ids:
-                raise BlockRefusedError("duplicate", f"transaction {transaction.id} stands twice", transaction.id)
-            ids.add(transaction.id)
-            try:
-                self.authorize(transaction)
-            except AuthorizationError as error:
-                raise BlockRefusedError(error.code, f"transaction {transaction.id}: {error}", transaction.id) from None
-            code = self._window(transaction, height, time)
-            if code:
-                raise BlockRefusedError(
-                    code, f"transaction {transaction.id} is {code} in block {height}", transaction.id
-                )
-        for known in self.store.locate(ids):
-            raise BlockRefusedError("already-executed", f"transaction {known} is in a block already", known)
-
-    def _window(self, transaction: Transaction, height: int, time: int) -> str:
-        """Why the window of validity is not open at this height and block time; empty when it is."""
-        payload = transaction.payload
-        if height < payload.valid_from:
-            return "not-yet-valid"
-        if time >= payload.valid_until:
-            return "expired"
-        if payload.valid_until > time + self.registry.channel.longest_validity:
-            return "validity-too-long"
-        return ""
-
-    def _check_tree(self, tree: Tree, ids: Sequence[TxId], height: int, time: int) -> list[TreeHead]:
-        """Steps 8 and 9; the tree's heads."""
-        if not any(isinstance(leaf, int) for branch in tree.branches for leaf in branch.leaves):
-            raise BlockRefusedError("idle-tree", "a tree approves no transaction of its block")
-        try:
-            heads = [decode_head(branch.head) for branch in tree.branches]
-            check_tree(tree, tree.leaf_hashes(self.network, ids), heads)
-            for branch, head in zip(tree.branches, heads, strict=True):
-                if head.network != self.network or head.height >= height:
-                    raise BlockRefusedError(
-                        "bad-endorsement",
-                        f"a head of node {head.node} on {head.network} at height {head.height} in block {height}",
-                    )
-                key = self.registry.node_key(branch.node, head.key, device=head.device, height=height, time=time)
-                self.memory.verify_head(branch.head, head, key)
-        except (ProtocolError, RegistryError) as error:
-            raise BlockRefusedError("bad-endorsement", str(error)) from None
-        return heads
-
-    def _check_policies(self, transactions: Sequence[Transaction], approvals: Sequence[set[str]]) -> None:
-        """Step 10."""
-        satisfied: set[tuple[str, frozenset[str]]] = set()
-        for transaction, nodes in zip(transactions, approvals, strict=True):
-            if transaction.payload.contract == REGISTRY:
-                continue  # administrators stand in for endorsement: step 6
-            case = (transaction.kind, frozenset(nodes))
-            if case in satisfied:
-                continue
-            policy = self.registry.policy(transaction.kind)
-            if policy is None:
-                raise BlockRefusedError(
-                    "no-policy", f"transaction {transaction.id}: no policy for {transaction.kind}", transaction.id
-                )
-            result = policy.evaluate(self.registry.node_names, nodes, ())
-            if not result.satisfied:
-                raise BlockRefusedError(
-                    "policy-not-met",
-                    f"transaction {transaction.id}: {policy.text} is not met by "
-                    f"{', '.join(result.approved) or 'nobody'}; missing are {', '.join(result.missing)}",
-                    transaction.id,
-                )
-            satisfied.add(case)
 
     def _header(
         self, time: int, transactions: tuple[Transaction, ...], trees: tuple[Tree, ...], result: Execution

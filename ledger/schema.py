@@ -3,6 +3,7 @@
 SQLite runs in WAL mode with synchronous=FULL: what is committed survives a power loss.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,17 @@ from ledger.errors import StoreError
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 BUSY_MILLISECONDS: Final = 10_000
+SQLITE_PRAGMAS: Final = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    f"busy_timeout={BUSY_MILLISECONDS}",
+    # State keys are spread over the whole table: small caches and frequent checkpoints write each page many times.
+    "cache_size=-32768",  # KiB
+    "wal_autocheckpoint=8000",  # pages of 4 KiB
+)
 FETCH_AGAIN: Final = "move the database away and let the service fetch the chain again"
+
+_WRITES: Final = "hsm_endorser_writes"
 
 Key = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 """State keys: every database sorts them by their UTF-8 bytes."""
@@ -77,6 +88,14 @@ def engine(url: str) -> sa.Engine:
     return made
 
 
+def writing(database: sa.Engine) -> AbstractContextManager[sa.Connection]:
+    """A transaction that holds the write lock from its beginning.
+
+    On SQLite, one that reads first and writes later fails (SQLITE_BUSY_SNAPSHOT) when another wrote in between.
+    """
+    return database.execution_options(**{_WRITES: True}).begin()
+
+
 def upgrade(database: sa.Engine, migrations: Path, version_table: str) -> None:
     """Bring the tables that `migrations` describe to this release's schema.
 
@@ -85,7 +104,7 @@ def upgrade(database: sa.Engine, migrations: Path, version_table: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    with database.begin() as connection:
+    with writing(database) as connection:
         config.attributes.update(connection=connection, version_table=version_table)
         try:
             command.upgrade(config, "head")
@@ -103,7 +122,7 @@ def sqlite_file(url: str) -> Path | None:
 
 def _on_sqlite_connect(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy says, not where sqlite3 guesses
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MILLISECONDS}"):
+    for pragma in SQLITE_PRAGMAS:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
@@ -120,4 +139,4 @@ def _on_error(context: sa.engine.ExceptionContext) -> None:
 
 
 def _on_sqlite_begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")

@@ -31,7 +31,7 @@ VALID: Final = "valid"
 """The outcome code of a transaction that took effect; every other code names why it did not."""
 
 
-class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Header(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """What centers sign for one height."""
 
     version: Literal[1]
@@ -55,7 +55,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(self.encode()).hexdigest()
 
 
-class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """What executing one transaction came to; `writes` is the SHA-256 of its canonical write set."""
 
     transaction: Digest

@@ -25,7 +25,7 @@ Reason = Annotated[str, msgspec.Meta(pattern=r"\A([a-z][a-z0-9-]{0,63})?\Z")]
 """A stable code; empty for an approval."""
 
 
-class Vote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Vote(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """What one node says of one transaction; there is no default verdict."""
 
     network: Name
@@ -45,7 +45,7 @@ def approval(network: str, transaction: TxId, node: str) -> Vote:
     return Vote(network=network, transaction=transaction, node=node, verdict="approve", reason="")
 
 
-class TreeHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TreeHead(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """What a node key signs: the tree's root and size, who signs on which device, and the height it had applied.
 
     `sequence` counts the trees of the device and never goes back; a guard that is behind it was restored.
@@ -66,7 +66,7 @@ Leaf = Annotated[int, msgspec.Meta(ge=0, le=MAX_LEAVES)] | Digest
 """In a block: the index of a transaction that this leaf approves. Else the hash of a vote that is not in it."""
 
 
-class Branch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Branch(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """The votes of one node in a tree, in order, and the head that its key signed."""
 
     node: Name
@@ -74,7 +74,7 @@ class Branch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head: Envelope
 
 
-class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Tree(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """The votes of one micro-batch. Devices answer with leaf hashes alone; blocks put indices where they can."""
 
     branches: Annotated[tuple[Branch, ...], msgspec.Meta(min_length=1, max_length=256)]
@@ -106,7 +106,7 @@ class Tree(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class Endorsement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Endorsement(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One vote with its place in a tree and the signed head: verifies alone (requirement E-11)."""
 
     vote: Vote

@@ -16,14 +16,16 @@ MAX_SIGNATURES: Final = 32
 PREFIX: Final = "application/vnd.hsm-endorser."
 
 
-class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Signature(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One signature over the PAE; `keyid` is the SHA-256 of the signer's SubjectPublicKeyInfo."""
 
     keyid: Digest
     sig: Annotated[bytes, msgspec.Meta(min_length=1, max_length=2048)]
 
 
-class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"payload_type": "payloadType"}):
+class Envelope(
+    msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True, rename={"payload_type": "payloadType"}
+):
     """A payload as it was signed, and who signed it."""
 
     payload: bytes

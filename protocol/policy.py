@@ -9,11 +9,12 @@ who is missing.
 """
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -32,6 +33,13 @@ class PolicyResult(msgspec.Struct, frozen=True):
     approved: tuple[str, ...]
     refused: tuple[str, ...]
     missing: tuple[str, ...]
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """At least `needed` of `nodes` must approve."""
+
+    needed: int
+    nodes: frozenset[str]
 
 
 class _Node(msgspec.Struct, frozen=True):
@@ -78,6 +86,22 @@ class Policy(msgspec.Struct, frozen=True):
             missing=tuple(sorted(missing)),
         )
 
+    def ways(self, members: Iterable[str]) -> Iterator[tuple[Demand, ...]]:
+        """All ways to satisfy the policy: it holds when, and only when, every demand of one of them is met.
+
+        There can be very many, and they are made one by one: who does not know the policy stops after some.
+        """
+        everyone = frozenset(members)
+        open_ends: list[Iterator[_Unfinished]] = [iter([_Unfinished((self.rule, None), None)])]
+        while open_ends:
+            way = next(open_ends[-1], None)
+            if way is None:
+                open_ends.pop()
+            elif way.rules is None:
+                yield _demands(way)
+            else:
+                open_ends.append(_expand(*way.rules, way.demands, everyone))
+
     @property
     def meaning(self) -> str:
         """What the policy asks for, in words."""
@@ -121,6 +145,43 @@ def _holds(rule: _Rule, approved: frozenset[str], members: frozenset[str]) -> bo
             if share is None:
                 return bool(members) and members <= approved
             return len(members & approved) > share * len(members)
+
+
+class _Unfinished(msgspec.Struct, frozen=True, gc=False):
+    """A way on which `rules` are still to be turned into demands; both are linked lists, which ways share."""
+
+    rules: "tuple[_Rule, Any] | None"
+    demands: "tuple[Demand, Any] | None"
+
+
+def _expand(rule: _Rule, rest: Any, demands: Any, members: frozenset[str]) -> Iterator[_Unfinished]:
+    """The ways on which `rule` is one rule fewer to look at."""
+    match rule:
+        case _Node(name):
+            yield _Unfinished(rest, (Demand(1, frozenset((name,))), demands))
+        case _Share(share):
+            needed = len(members) if share is None else math.floor(share * len(members)) + 1
+            if members:
+                yield _Unfinished(rest, (Demand(needed, members), demands))
+        case _OutOf(needed, rules):
+            plain = frozenset(part.name for part in rules if isinstance(part, _Node))
+            others = [part for part in rules if not isinstance(part, _Node)]
+            for count in range(min(needed, len(others)), max(0, needed - len(plain)) - 1, -1):
+                left = (Demand(needed - count, plain), demands) if count < needed else demands
+                for chosen in itertools.combinations(others, count):
+                    linked = rest
+                    for part in chosen:
+                        linked = (part, linked)
+                    yield _Unfinished(linked, left)
+
+
+def _demands(way: _Unfinished) -> tuple[Demand, ...]:
+    found = []
+    linked = way.demands
+    while linked is not None:
+        demand, linked = linked
+        found.append(demand)
+    return tuple(found)
 
 
 def _words(rule: _Rule) -> str:

@@ -14,7 +14,7 @@ from protocol.keys import PublicKey
 PAYLOAD_TYPE: Final = PREFIX + "transaction.v1+json"
 
 
-class TransactionPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TransactionPayload(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """What a client signs.
 
     The transaction counts in blocks from height `valid_from` on, and as long as the block's time is before
@@ -32,7 +32,7 @@ class TransactionPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     valid_until: Milliseconds
 
 
-class Transaction(msgspec.Struct, frozen=True, eq=False):
+class Transaction(msgspec.Struct, frozen=True, gc=False, eq=False):
     """A transaction as it came: complete bytes, envelope, payload, id.
 
     The id is SHA-256 over the PAE: it names what was signed and does not cover the signatures.

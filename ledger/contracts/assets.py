@@ -20,7 +20,7 @@ CoinId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}:(0|[1-9][0-9]{0,2}
 Amount = Annotated[int, msgspec.Meta(ge=1, le=MAX_INTEGER)]
 
 
-class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Output(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Who is to own how much, in the asset's smallest unit."""
 
     owner: Name
@@ -30,21 +30,21 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Outputs = Annotated[tuple[Output, ...], msgspec.Meta(min_length=1, max_length=256)]
 
 
-class Issue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Issue(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Arguments of `issue`: new coins of the client's own asset."""
 
     symbol: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,16}\Z")]
     outputs: Outputs
 
 
-class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Transfer(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """Arguments of `transfer`: coins of one asset, all owned by the client, and what becomes of their sum."""
 
     inputs: Annotated[tuple[CoinId, ...], msgspec.Meta(min_length=1, max_length=64)]
     outputs: Outputs
 
 
-class Coin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Coin(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A coin; once it is spent, it says by which transaction."""
 
     asset: str

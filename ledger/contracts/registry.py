@@ -4,7 +4,7 @@ Its transactions need no endorsement: k of n administrators sign them, or the re
 (see `ledger.authority`). What a change may not do is lock the network out of its own registry.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Final
 
 import msgspec
@@ -12,9 +12,9 @@ import msgspec
 from ledger.contracts.contract import Call, Contract, Operation, Reads, Writes
 from ledger.errors import RegistryError, RejectedError
 from ledger.registry_view import RegistryView
-from protocol import canonical, policy, registry
+from protocol import canonical, distinct, registry
 from protocol.canonical import Digest, Name
-from protocol.errors import PolicySyntaxError, UnacceptableKeyError
+from protocol.errors import LimitExceededError, PolicySyntaxError, UnacceptableKeyError
 from protocol.keys import PublicKey
 from protocol.registry import (
     Administrator,
@@ -24,8 +24,11 @@ from protocol.registry import (
     Device,
     EndorsementPolicy,
     Entry,
+    GuardOrder,
     Node,
+    Partitioned,
     Registrar,
+    Rotation,
     Spki,
 )
 
@@ -77,6 +80,7 @@ def _remove(arguments: Remove, call: Call, _reads: Reads) -> Writes:
     for key in arguments.keys:
         if key not in call.registry.entries:
             raise RejectedError("not-registered", f"the registry has no {key}")
+        _check_removal(key, arguments.keys, call.registry)
     return _change(call.registry, dict.fromkeys(arguments.keys))
 
 
@@ -134,15 +138,24 @@ def _check_whole(before: RegistryView, after: RegistryView, changes: dict[str, E
     if all(key.startswith("client/") for key in changes):
         return  # nothing refers to clients, and there can be very many of them
     for key in _but_clients(after):
-        match registry.decode_entry(key, after.entries[key]):
-            case EndorsementPolicy(name=name, expression=expression):
-                _check_policy(name, expression, after)
-            case Node(name=name, keys=keys):
-                _check_devices(f"node {name}", (each.device for each in keys), after)
-            case Center(name=name, device=device):
-                _check_devices(f"center {name}", [device], after)
-            case _:
-                pass
+        _check_entry(registry.decode_entry(key, after.entries[key]), before, after)
+
+
+def _check_entry(entry: Entry, before: RegistryView, after: RegistryView) -> None:
+    """Refuse an entry that refers to what is not there."""
+    match entry:
+        case EndorsementPolicy():
+            check_policy(entry, after)
+        case Device():
+            _check_token(entry, after)
+        case Node(name=name, keys=keys):
+            _check_devices(f"node {name}", (each.device for each in keys), after)
+        case Center(name=name, device=device):
+            _check_devices(f"center {name}", [device], after)
+        case GuardOrder():
+            _check_guard_order(entry, before, after)
+        case _:
+            pass
 
 
 def _check_channel(before: Channel, after: Channel) -> None:
@@ -179,14 +192,70 @@ def _but_clients(after: RegistryView) -> list[str]:
     return [key for kind in after.entries.kinds() if kind != "client" for key in after.entries.under(kind)]
 
 
-def _check_policy(name: str, expression: str, after: RegistryView) -> None:
+def check_policy(entry: EndorsementPolicy, after: RegistryView) -> None:
+    """Refuse a policy that cannot be read, that names who is not there, or that could never be satisfied (E-5, E-8)."""
+    who = f"policy {entry.name}"
     try:
-        parsed = policy.parse(expression)
+        rule = after.rule_of(entry)
     except PolicySyntaxError as error:
-        raise RejectedError("policy-syntax", f"policy {name}: {error}") from None
-    unknown = parsed.nodes(after.node_names) - set(after.node_names)
+        raise RejectedError("policy-syntax", f"{who}: {error}") from None
+    unknown = rule.holders.keys() - set(after.node_names)
     if unknown:
-        raise RejectedError("unknown-node", f"policy {name} names {', '.join(sorted(unknown))}, who are no nodes")
+        raise RejectedError("unknown-node", f"{who} names {', '.join(sorted(unknown))}, who are no nodes")
+    if isinstance(entry.routing, Rotation):
+        _check_rotation(who, entry.routing, after)
+    if entry.distinct_devices:
+        try:
+            distinct.check_size(rule.policy, after.node_names)
+        except LimitExceededError as error:
+            raise RejectedError("limit-exceeded", f"{who}: {error}") from None
+    if entry.distinct_devices or not isinstance(entry.routing, Partitioned):
+        # Where each node has its own device, nodes may be named before they have keys: they wait for them.
+        never = rule.never()
+        if never:
+            raise RejectedError("never-satisfied", f"{who}: {never}")
+
+
+def _check_rotation(who: str, rotation: Rotation, after: RegistryView) -> None:
+    for group in rotation.sequence:
+        for device in group:
+            if after.device(device) is None:
+                raise RejectedError("unknown-device", f"{who} rotates to {device}, which is no device")
+        if len(set(group)) != len(group):
+            raise RejectedError("inconsistent", f"{who} names a device twice in one group: {', '.join(group)}")
+
+
+def _check_token(entry: Device, after: RegistryView) -> None:
+    """A high-availability group belongs to one device: its serials are no other device's (requirement K-9)."""
+    if len(set(entry.token.group)) != len(entry.token.group):
+        raise RejectedError("inconsistent", f"device {entry.name} names a serial of its group twice")
+    for other in after.devices:
+        if other.name != entry.name and (entry.token.group or other.token.group):
+            both = distinct.overlap(entry.token, other.token)
+            if both:
+                raise RejectedError(
+                    "inconsistent",
+                    f"serial {', '.join(sorted(both))} is in the groups of {entry.name} and {other.name}: a group is "
+                    "one token, registered for one device",
+                )
+
+
+def _check_guard_order(entry: GuardOrder, before: RegistryView, after: RegistryView) -> None:
+    """Orders follow one another: an older one must not come back, or it could be given a second time (K-10)."""
+    _check_devices(f"the guard ordered for {entry.name}", [entry.name], after)
+    last = before.guard_order(entry.name)
+    if last is not None and last != entry and entry.since <= last.since:
+        raise RejectedError(
+            "inconsistent",
+            f"a guard for {entry.name} from height {entry.since} on was ordered before the one from {last.since}",
+        )
+
+
+def _check_removal(key: str, removed: Collection[str], before: RegistryView) -> None:
+    """What ordered a device's guard stays as long as the device: without it the order could be given again."""
+    kind, _, name = key.partition("/")
+    if kind == "guard-order" and before.device(name) and f"device/{name}" not in removed:
+        raise RejectedError("inconsistent", f"the last order for the guard of {name} stays as long as the device does")
 
 
 def _check_devices(who: str, devices: Iterable[str], after: RegistryView) -> None:

@@ -85,6 +85,24 @@ def test_a_majority_is_more_than_its_share(text: str, members: int, needed: int)
     assert not parsed.evaluate(channel, channel[: needed - 1], ()).satisfied
 
 
+@pytest.mark.requirement("E-15")
+@pytest.mark.parametrize(
+    ("text", "enough", "too_little"),
+    [
+        ("AND(MAJORITY(1/2), 'A')", "ABCD", "BCDEFG"),
+        ("OR(ALL, AND('A', MAJORITY(1/2, 'B', 'C', 'D')))", "ACD", "BCDEFG"),
+        ("MAJORITY(1/2, AND('A', 'B'), 'C', OutOf(2, 'D', 'E', 'F'))", "CDF", "ACD"),
+        ("MAJORITY(MAJORITY(1/2, 'A', 'B', 'C'), MAJORITY(1/2, 'D', 'E', 'F'), 'G')", "ABEFG", "ABCDEF"),
+        ("OutOf(2, ALL, MAJORITY, MAJORITY(1/2))", "ABCDE", "ABCD"),
+    ],
+)
+def test_vote_rules_nest(text: str, enough: str, too_little: str) -> None:
+    """All, and more than a share, of nodes, of the channel, or of whole rules, stand wherever a rule can stand."""
+    parsed = policy.parse(text)
+    assert parsed.evaluate(CHANNEL, enough, ()).satisfied
+    assert not parsed.evaluate(CHANNEL, too_little, ()).satisfied
+
+
 @pytest.mark.parametrize("text", ["ALL", "MAJORITY", "ANY"])
 def test_an_empty_channel_approves_nothing(text: str) -> None:
     """All of nobody is nobody."""
