@@ -15,7 +15,7 @@ from tests.flow.running_network import RunningNetwork
 from transport.connect import connect_blocking
 from transport.problem import ProblemError
 
-SIGNATURES = "hsm_endorser_signatures_total"
+SIGNATURES = "hsm_endorser_device_signatures_total"
 
 
 @pytest.mark.requirement("E-3", "E-6", "E-10", "E-13", "E-14", "E-16", "M-4")
