@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . scripts/setup.sh
+prepare_test_tools
 exec .venv/bin/python -m pytest "$@"

@@ -12,68 +12,19 @@ import httpx2
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
+from cli.answers import BatchItem, NetworkInfo, PeerStatus, Simulation, TransactionStatus
 from cli.errors import UnreachableError
 from protocol import canonical
 from protocol.messages import Answer, CommitEvent, EndorseRequest, Proposal
 from transport.address import Address
 from transport.connect import connect_blocking
-from transport.problem import Problem, raise_for_problem
+from transport.problem import raise_for_problem
 from transport.stream import MEDIA_TYPE as NDJSON
 from transport.stream import SILENCE_SECONDS
 
 TIMEOUT_SECONDS: Final = 30.0
 PROBE_SECONDS: Final = 3.0
 JSON: Final = {"Content-Type": "application/json"}
-
-
-class TransactionStatus(msgspec.Struct, frozen=True):
-    """What became of a transaction so far: pending, endorsed, committed, refused or failed."""
-
-    transaction: str
-    status: str
-    height: int | None = None
-    code: str | None = None
-    problem: Problem | None = None
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing more will become of it."""
-        return self.status in {"committed", "refused", "failed"}
-
-
-class BatchItem(msgspec.Struct, frozen=True):
-    """The answer to one line of a batch: accepted under an id, or a problem."""
-
-    transaction: str | None = None
-    status: str | None = None
-    problem: Problem | None = None
-
-
-class _BatchAnswer(msgspec.Struct, frozen=True):
-    results: list[BatchItem]
-
-
-class NetworkInfo(msgspec.Struct, frozen=True):
-    """What a management service says of its chain."""
-
-    network: str
-    height: int
-    time: int
-    authentication: str
-    registry_root: str
-    period_ms: int
-    ceremony: str
-
-
-class PeerStatus(msgspec.Struct, frozen=True):
-    """What a peer says of its chain; `halted` names the block that it could not accept."""
-
-    peer: str
-    network: str
-    height: int
-    time: int
-    authentication: str
-    halted: dict[str, Any] | None = None
 
 
 class Service:
@@ -139,9 +90,23 @@ class Management(Service):
 
     def devices(self) -> list[dict[str, Any]]:
         """The live state of its endorsement devices."""
-        answer: Any = msgspec.json.decode(self._get("/v1/devices"))
-        found = answer["devices"] if isinstance(answer, dict) else answer
-        return list(found)
+        found: list[dict[str, Any]] = msgspec.json.decode(self._get("/v1/devices"))["devices"]
+        return found
+
+    def simulation(self, kind: str, *, without: str | None = None) -> Simulation:
+        """Whether a transaction of this type would be endorsed now, or without a device. Raises `ProblemError`."""
+        query = f"?without={quote(without, safe='')}" if without else ""
+        return msgspec.json.decode(self._get(f"/v1/policies/{quote(kind, safe='')}/simulation{query}"), type=Simulation)
+
+    def route(self, kind: str) -> dict[str, Any]:
+        """Whom the next transaction of this type goes to, and why. Raises `ProblemError`."""
+        told: dict[str, Any] = msgspec.json.decode(self._get(f"/v1/routes/{quote(kind, safe='')}"))
+        return told
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """What an operator must look into, newest first."""
+        found: list[dict[str, Any]] = msgspec.json.decode(self._get("/v1/alarms"))["alarms"]
+        return found
 
     def submit(self, transaction: bytes, *, wait: float = 0) -> TransactionStatus:
         """Hand in one transaction; waits up to `wait` seconds for its end. Raises `ProblemError` when refused."""
@@ -216,9 +181,8 @@ class Control(Service):
 
     def enrolments(self) -> list[dict[str, Any]]:
         """The requests that wait for an operator."""
-        answer: Any = msgspec.json.decode(self._get("/v1/enrolments"))
-        found = answer["enrolments"] if isinstance(answer, dict) else answer
-        return list(found)
+        found: list[dict[str, Any]] = msgspec.json.decode(self._get("/v1/enrolments"))["enrolments"]
+        return found
 
     def decide(self, name: str, decision: str) -> dict[str, Any]:
         """Approve or refuse a request; `decision` is "approve" or "refuse"."""
@@ -234,6 +198,10 @@ class Device(Service):
         request = EndorseRequest(least_height=0, proposals=(Proposal(msgspec.Raw(transaction), nodes),))
         (answer,) = msgspec.json.decode(self._post("/v1/endorse", canonical.encode(request)), type=_Answers).answers
         return answer
+
+
+class _BatchAnswer(msgspec.Struct, frozen=True):
+    results: list[BatchItem]
 
 
 class _Answers(msgspec.Struct, frozen=True):

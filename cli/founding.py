@@ -55,6 +55,10 @@ def found(network: NetworkPlan, folder: Path, say: Say) -> None:
     folder = folder.absolute()
     if folder.exists():
         raise UsageError(f"{folder} exists already", advice="choose a new folder; networks are never overwritten")
+    if "#" in str(folder) or not str(folder).isprintable():  # SoftHSM's configuration ends a path there
+        raise UsageError(
+            f"SoftHSM cannot keep tokens in {str(folder)!r}", advice="choose a path without '#' and control characters"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -152,7 +156,7 @@ def _entries(
             )
             for node in network.nodes
         ),
-        *(EndorsementPolicy(kind, expression) for kind, expression in network.policies.items()),
+        *(EndorsementPolicy(kind, expression, network.routing) for kind, expression in network.policies.items()),
     ]
 
 

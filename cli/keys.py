@@ -30,11 +30,7 @@ class SoftwareKey:
 
     def __init__(self, private: ec.EllipticCurvePrivateKey) -> None:
         self._private = private
-        self.public = PublicKey.load(
-            private.public_key().public_bytes(
-                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-        )
+        self.public = PublicKey.of(private.public_key())
 
     @staticmethod
     def generate() -> "SoftwareKey":
@@ -82,9 +78,9 @@ class SoftwareKey:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
-    def sign(self, payload: bytes) -> Signature:
-        """The reference signature over a transaction payload."""
-        return Signature(self.public.id, self._private.sign(pae(PAYLOAD_TYPE, payload), _ECDSA))
+    def sign(self, payload: bytes, payload_type: str = PAYLOAD_TYPE) -> Signature:
+        """The reference signature over a payload, a transaction's unless its type says otherwise."""
+        return Signature(self.public.id, self._private.sign(pae(payload_type, payload), _ECDSA))
 
     def request(self, name: str) -> str:
         """A certificate signing request for `name` (PEM), which proves possession of this key."""

@@ -5,7 +5,7 @@ import sys
 import httpx2
 import typer
 
-from cli import chain, client, exit_codes, network, policy, receipt, services, submit
+from cli import chain, client, device, exit_codes, guard, network, policy, receipt, route, services, submit
 from cli.demo import command as demo
 from cli.errors import CommandError, RefusedError, UnreachableError, UsageError
 from cli.output import Output
@@ -27,8 +27,10 @@ app.add_typer(client.app, name="client")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(chain.app, name="chain")
 app.add_typer(policy.app, name="policy")
+app.add_typer(route.app, name="route")
+app.add_typer(guard.app, name="guard")
 app.command("submit")(submit.submit)
-app.command("device")(services.device)
+app.add_typer(device.app, name="device")
 app.command("management")(services.management)
 app.command("peer")(services.peer)
 app.command("demo")(demo.demo)

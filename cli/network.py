@@ -4,15 +4,16 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import httpx2
 import typer
 
+from cli import exit_codes
 from cli.api import Management, Peer
 from cli.errors import UnreachableError, UsageError
 from cli.output import JsonFlag, Output
-from cli.plan import DEFAULT_NODES, Layout, NetworkFile, default_plan, read_network
+from cli.plan import DEFAULT_NODES, Layout, NetworkFile, default_plan, read_network, replicated
 from cli.supervisor import ServiceSpec, Supervisor, is_supervised, probe
 from protocol import policy as policies
 from transport.problem import ProblemError
@@ -31,6 +32,17 @@ def init(
     name: Annotated[str, typer.Option(help="The network's name; by default the folder's.")] = "",
     node: Annotated[list[str] | None, typer.Option(help="A node, with a device of its own; again for each.")] = None,
     peers: Annotated[int, typer.Option(min=1, max=16, help="How many peers.")] = 2,
+    layout: Annotated[
+        Literal["partitioned", "replicated"],
+        typer.Option(help="partitioned: a device for each node. replicated: every device has a key of every node."),
+    ] = "partitioned",
+    devices: Annotated[int, typer.Option(min=1, max=16, help="How many devices, when replicated.")] = 3,
+    sequence: Annotated[
+        str,
+        typer.Option(
+            help="Replicated devices take turns: 'device-1;device-2,device-3'. Without: the fastest are asked."
+        ),
+    ] = "",
     policy: Annotated[
         list[str] | None, typer.Option(help="TYPE=EXPRESSION, such as \"assets.issue=AND('A','B')\"; again for each.")
     ] = None,
@@ -40,12 +52,15 @@ def init(
 
     One person does all of it here, and genesis.json says so for ever: no ceremony.
     """
-    from cli import founding  # noqa: PLC0415  the only command that needs PKCS#11
+    from cli import founding  # noqa: PLC0415  PKCS#11 is needed from here on
 
     output = Output(as_json=as_json)
     plan = default_plan(name or folder.absolute().name, node or DEFAULT_NODES, peers, _policies(policy or []))
+    if layout == "replicated":
+        plan = replicated(plan, devices, sequence)
+    elif sequence:
+        raise UsageError("a --sequence needs --layout replicated: every device must hold the keys of its turn")
     founding.found(plan, folder, output.say)
-    layout = Layout(folder)
     output.say(f"Made the network [bold]{plan.name}[/] in {folder}: nodes {', '.join(plan.nodes)}.")
     for kind, expression in plan.policies.items():
         output.say(f"  {kind}: {policies.parse(expression).meaning}")
@@ -55,7 +70,7 @@ def init(
         {
             "network": plan.name,
             "folder": str(folder),
-            "genesis": str(layout.genesis),
+            "genesis": str(Layout(folder).genesis),
             "ceremony": "none",
             "nodes": plan.nodes,
             "devices": plan.devices,
@@ -106,16 +121,24 @@ def status(folder: Folder, as_json: JsonFlag = False) -> None:
     output.result(
         {"network": network.network, "supervised": running, "ready": ready, "services": rows, "chains": chains}
     )
+    if not ready and as_json:  # the document has said it already
+        raise typer.Exit(exit_codes.UNREACHABLE)
     if not ready:
-        raise UnreachableError("not all services are ready", advice="see DIR/logs") if not as_json else typer.Exit(3)
+        raise UnreachableError("not all services are ready", advice="see DIR/logs")
 
 
 def services(folder: Path, network: NetworkFile) -> list[ServiceSpec]:
-    """The programs of a folder: every service is this same command, in a process of its own."""
+    """The programs of a folder: every service is this same command, in a process of its own.
+
+    Raises `AddressError` when the folder's path is too long for their sockets, `UsageError` when it was moved.
+    """
     layout = Layout(folder.absolute())
+    for name in network.devices:
+        _require_own_store(layout.device(name))
     program = (sys.executable, "-m", "cli")
 
     def spec(name: str, kind: str, config: Path) -> ServiceSpec:
+        layout.socket(name).socket_path()  # refused here, and not when it runs already
         return ServiceSpec(name, (*program, kind, "--config", str(config)), layout.socket(name))
 
     return [
@@ -123,6 +146,16 @@ def services(folder: Path, network: NetworkFile) -> list[ServiceSpec]:
         spec("management", "management", layout.management / "management.toml"),
         *(spec(name, "peer", layout.peer(name) / "peer.toml") for name in network.peers),
     ]
+
+
+def _require_own_store(device: Path) -> None:
+    """SoftHSM takes absolute paths only, so a folder that was moved points to where its tokens were."""
+    configuration = device / "softhsm2.conf"
+    if configuration.exists() and f"directories.tokendir = {device}/" not in configuration.read_text():
+        raise UsageError(
+            f"{configuration} does not name this folder: the network was moved or copied",
+            advice=f"write 'directories.tokendir = {device / 'tokens'}' there (never run two copies of one network)",
+        )
 
 
 def _wait_ready(supervisor: Supervisor, stop: threading.Event, output: Output) -> None:

@@ -18,6 +18,8 @@ from typing import Any, Final
 import msgspec
 
 from cli.errors import UsageError
+from protocol.canonical import Name
+from protocol.registry import Partitioned, Replicated, Rotation, Routing
 from transport.address import Address
 
 DEFAULT_NODES: Final = ("A", "B", "C")
@@ -85,6 +87,7 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     devices: dict[str, tuple[str, ...]]
     peers: tuple[str, ...]
     policies: dict[str, str]
+    routing: Routing = Partitioned()
     administrators: tuple[str, ...] = ADMINISTRATORS
     period_ms: int = PERIOD_MS
 
@@ -100,7 +103,14 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def default_plan(name: str, nodes: Sequence[str], peers: int, policies: Mapping[str, str]) -> NetworkPlan:
-    """One device for each node; two thirds of the nodes endorse, and all of them where value is made."""
+    """One device for each node; two thirds of the nodes endorse, and all of them where value is made.
+
+    Raises `UsageError` for names that cannot stand in a registry.
+    """
+    _require_name("the network", name, "name it otherwise: --name NAME")
+    for node in nodes:  # its device's name is a folder's name, too
+        _require_name("a node", node, "name it otherwise: --node NAME")
+        _require_name("its device", f"device-{node.lower()}", "choose a shorter --node NAME")
     if len(set(nodes)) != len(nodes):
         raise UsageError(f"a node is named twice among {', '.join(nodes)}")
     if len({node.lower() for node in nodes}) != len(nodes):
@@ -117,16 +127,50 @@ def default_plan(name: str, nodes: Sequence[str], peers: int, policies: Mapping[
     )
 
 
+def _require_name(what: str, name: str, advice: str) -> None:
+    try:
+        msgspec.convert(name, Name)
+    except msgspec.ValidationError:
+        reason = f"{what} cannot be called {name!r}: names are 1 to 64 ASCII letters, digits, '.', '_' or '-'"
+        raise UsageError(f"{reason}, a letter or digit first", advice=advice) from None
+
+
+def replicated(plan: NetworkPlan, devices: int, sequence: str = "") -> NetworkPlan:
+    """The same network with a key of every node on each of `device-1` … `device-N` (requirement E-7).
+
+    With a `sequence` of groups, the devices take turns by it (requirement E-8).
+    """
+    names = tuple(f"device-{number}" for number in range(1, devices + 1))
+    routing = rotation(sequence) if sequence else Replicated()
+    if isinstance(routing, Rotation):
+        unknown = {name for group in routing.sequence for name in group} - set(names)
+        if unknown:
+            raise UsageError(f"the sequence names {', '.join(sorted(unknown))}; the devices are {', '.join(names)}")
+    return msgspec.structs.replace(plan, devices=dict.fromkeys(names, plan.nodes), routing=routing)
+
+
+def rotation(sequence: str) -> Rotation:
+    """The rotation that a text such as `device-a;device-b,device-c` states; raises `UsageError`."""
+    groups = [[device.strip() for device in group.split(",")] for group in sequence.split(";")]
+    try:
+        return msgspec.convert({"strategy": "rotation", "sequence": groups}, Rotation)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"--sequence {sequence!r}: {error}", advice="groups are parted by ';', the devices of one by ','"
+        ) from None
+
+
 def device_settings(name: str, token_uri: str, environment: Mapping[str, str]) -> dict[str, Any]:
     """The contents of `device.toml`."""
     return {
         "name": name,
         "listen": [f"unix:../../run/{name}.sock"],
+        "control": f"unix:../../run/{name}-control.sock",
         "chain": ["unix:../../run/management.sock"],
         "genesis": "../../genesis.json",
         "database": "chain.db",
         "guard": "guard.db",
-        "token": {"uri": token_uri, "environment": dict(environment), "deadline_ms": 2000},
+        "token": {"uri": token_uri, "environment": dict(environment), "deadline_ms": 1000},
     }
 
 

@@ -7,7 +7,8 @@ from typing import Any, Final
 import msgspec
 
 from cli import keys
-from cli.api import Management, TransactionStatus
+from cli.answers import TransactionStatus
+from cli.api import Management
 from cli.errors import CommandError, RefusedError
 from cli.output import Output
 from cli.plan import Layout, read_network

@@ -1,5 +1,6 @@
 """`hsm-endorser device|management|peer`: one service alone, in this process, until SIGTERM or Ctrl-C."""
 
+import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +17,8 @@ ConfigFile = Annotated[
 
 def device(config: ConfigFile) -> None:
     """Run one endorsement device: the process that alone holds a token's PIN."""
+    from hsm_endorser import service as room  # noqa: PLC0415  the only service that needs PKCS#11
     from hsm_endorser.config import load  # noqa: PLC0415
-
-    from hsm_endorser import service as room  # noqa: PLC0415  the only command that needs PKCS#11
     from hsm_endorser.errors import ConfigError  # noqa: PLC0415
 
     _run(config, load, room.serve, ConfigError)
@@ -47,5 +47,16 @@ def _run(path: Path, load: Any, serve: Any, config_error: type[Exception]) -> No
         config = load(path)
     except config_error as error:
         raise UsageError(str(error)) from None
-    if service.run(config.name, lambda stop: serve(config, stop)) != exit_codes.OK:
+    wrong: list[Exception] = []
+
+    async def run(stop: asyncio.Event) -> None:
+        try:
+            await serve(config, stop)
+        except config_error as error:
+            wrong.append(error)
+            raise
+
+    if service.run(config.name, run) != exit_codes.OK:
+        if wrong:  # a start with the same files ends in the same way: the exit code tells a supervisor so
+            raise UsageError(str(wrong[0]))
         raise CommandError(f"{config.name} failed", advice="its log, above, says why")

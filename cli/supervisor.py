@@ -20,7 +20,7 @@ from typing import IO, Final, Self
 
 import httpx2
 
-from cli import tether
+from cli import exit_codes, tether
 from cli.api import PROBE_SECONDS, Service
 from cli.errors import UnreachableError, UsageError
 from transport.address import Address
@@ -202,6 +202,8 @@ class Supervisor:
         process.restarts += 1
         if now - process.started > STEADY_SECONDS:
             process.pause = FIRST_PAUSE_SECONDS
+        if running.returncode == exit_codes.USAGE:  # its configuration is wrong: only a person changes that
+            process.pause = LONGEST_PAUSE_SECONDS
         process.next_start = now + process.pause
         self._report(
             f"{process.spec.name} died ({_how(running.returncode)}) and starts again in {process.pause:.1f} s; "

@@ -11,6 +11,7 @@ from hsm_endorser.device import Device
 from hsm_endorser.doors import Doors
 from hsm_endorser.errors import (
     BusyError,
+    ConfigError,
     DeviceError,
     GuardConflictError,
     GuardError,
@@ -19,6 +20,7 @@ from hsm_endorser.errors import (
     TokenError,
 )
 from hsm_endorser.metrics import Metrics
+from hsm_endorser.operator import DRAIN_SECONDS, Operator
 from hsm_endorser.readiness import Health
 from protocol import canonical
 from protocol.errors import ProtocolError
@@ -45,6 +47,7 @@ STATUSES: Final[tuple[tuple[type[DeviceError], int], ...]] = (
     (GuardError, 503),
     (RefusedError, 422),
     (TokenError, 503),
+    (ConfigError, 422),
 )
 PASSING: Final = (BusyError, NotReadyError)
 """Troubles that pass by themselves: the answer says when to try again."""
@@ -61,27 +64,32 @@ def create_app(device: Device, doors: Doors, health: Health, metrics: Metrics) -
     @app.post("/v1/endorse", **_door(EndorseRequest, EndorseResponse))
     async def endorse(request: Request) -> Response:
         """Judge a batch of proposals, and sign the votes: one signed tree head for each node (E-10, E-11)."""
-        return _answer(await device.endorse(await _body(request, _endorse_decoder, MAX_BATCH_BYTES)))
+        with device.gate.passing():
+            return _answer(await device.endorse(await _body(request, _endorse_decoder, MAX_BATCH_BYTES)))
 
     @app.post("/v1/sign-header", **_door(None, Signed))
     async def sign_header(request: Request) -> Response:
         """Sign the next block's header. The body is the block in canonical bytes, its header still unsigned."""
-        return _answer(Signed(await doors.sign_header(await request.body())))
+        with device.gate.passing():
+            return _answer(Signed(await doors.sign_header(await request.body())))
 
     @app.post("/v1/sign-certificate", **_door(SignCertificate, Signed))
     async def sign_certificate(request: Request) -> Response:
         """Sign a client's certificate with the CA's key."""
-        return _answer(Signed(await doors.sign_certificate(await _body(request, _certificate_decoder))))
+        with device.gate.passing():
+            return _answer(Signed(await doors.sign_certificate(await _body(request, _certificate_decoder))))
 
     @app.post("/v1/sign-crl", **_door(SignCrl, Signed))
     async def sign_crl(request: Request) -> Response:
         """Sign a certificate revocation list with the CA's key."""
-        return _answer(Signed(await doors.sign_crl(await _body(request, _crl_decoder))))
+        with device.gate.passing():
+            return _answer(Signed(await doors.sign_crl(await _body(request, _crl_decoder))))
 
     @app.post("/v1/sign-registration", **_door(SignRegistration, Signed))
     async def sign_registration(request: Request) -> Response:
         """Sign, as registrar, the transaction that puts a certified client on the whitelist."""
-        return _answer(Signed(await doors.sign_registration(await _body(request, _registration_decoder))))
+        with device.gate.passing():
+            return _answer(Signed(await doors.sign_registration(await _body(request, _registration_decoder))))
 
     @app.get("/v1/status", response_class=Response, responses=_responses(DeviceStatus))
     async def status() -> Response:
@@ -94,6 +102,69 @@ def create_app(device: Device, doors: Doors, health: Health, metrics: Metrics) -
         return _answer(await health.statement(nonce))
 
     return app
+
+
+def create_control_app(operator: Operator, health: Health, metrics: Metrics) -> FastAPI:
+    """The operator's application: it belongs on a Unix socket of mode 0600. PINs are bodies, never logged."""
+    app = FastAPI(title="hsm-endorser endorsement device, control", version="1", docs_url=None, redoc_url=None)
+    problem.install(app, RequestValidationError)
+    app.add_exception_handler(DeviceError, _on_device_error)
+    app.add_exception_handler(ProtocolError, _on_malformed)
+    app.router.routes.extend(operations.routes(metrics.registry, health.readiness))
+
+    async def state() -> Response:
+        return _answer(await health.status())
+
+    @app.post("/v1/drain", response_class=Response, responses=_responses(DeviceStatus))
+    async def drain(wait: Annotated[float, Query(ge=0, le=600)] = DRAIN_SECONDS) -> Response:
+        """Take nothing new, and answer when what is under way has ended, at the latest after `wait` seconds."""
+        await operator.drain(wait)
+        return await state()
+
+    @app.post("/v1/resume", response_class=Response, responses=_responses(DeviceStatus))
+    async def resume() -> Response:
+        """Take requests again."""
+        operator.resume()
+        return await state()
+
+    @app.post("/v1/unlock", response_class=Response, responses=_responses(DeviceStatus))
+    async def unlock(request: Request) -> Response:
+        """Open the token. The body is the PIN and nothing else; it is tried once."""
+        await operator.unlock(await request.body())
+        return await state()
+
+    @app.post("/v1/release", response_class=Response, responses=_responses(DeviceStatus))
+    async def release() -> Response:
+        """The operator has looked: end a quarantine, or what a refused PIN has stopped."""
+        await operator.release()
+        return await state()
+
+    @app.post("/v1/change-pin", response_class=Response, responses=_responses(DeviceStatus))
+    async def change_pin(request: Request) -> Response:
+        """Change the token's PIN: `{"new": …, "old": …}`; without `old`, the PIN that the device has is taken."""
+        try:
+            wanted = _pin_change_decoder.decode(await request.body())
+        except msgspec.MsgspecError as error:  # its text names fields, never values
+            raise ProblemError(422, "malformed", str(error)) from None
+        await operator.change_pin(wanted.old.encode() if wanted.old is not None else None, wanted.new.encode())
+        return await state()
+
+    @app.get("/v1/status", response_class=Response, responses=_responses(DeviceStatus))
+    async def status() -> Response:
+        """As on the public listener."""
+        return await state()
+
+    return app
+
+
+class PinChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `/v1/change-pin`."""
+
+    new: str
+    old: str | None = None
+
+    def __repr__(self) -> str:
+        return "PinChange(…)"
 
 
 async def _body(request: Request, decoder: "msgspec.json.Decoder[T]", limit: int = canonical.MAX_BYTES) -> T:
@@ -166,6 +237,7 @@ def _door(body: type | None, answer: type) -> dict[str, Any]:
     }
 
 
+_pin_change_decoder = msgspec.json.Decoder(PinChange)
 _endorse_decoder = msgspec.json.Decoder(EndorseRequest)
 _certificate_decoder = msgspec.json.Decoder(SignCertificate)
 _crl_decoder = msgspec.json.Decoder(SignCrl)

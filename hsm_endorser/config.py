@@ -10,12 +10,16 @@ guard = "guard.db"
 [token]
 uri = "pkcs11:token=device-a;serial=…?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:pin"
 environment = {SOFTHSM2_CONF = "softhsm2.conf"}
-deadline_ms = 2000
+deadline_ms = 1000
+
+`control = "unix:control.sock"` opens the operator's listener (drain, resume, unlock, PIN change); a token whose URI
+names no pin-source needs it.
 """
 
+import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo
@@ -31,7 +35,9 @@ PATH_VARIABLES: Final = frozenset({"SOFTHSM2_CONF"})
 
 
 def _resolved(value: object, info: ValidationInfo) -> object:
-    return info.context / value if isinstance(value, str) and isinstance(info.context, Path) else value
+    if not isinstance(value, str) or not isinstance(info.context, Path):
+        return value
+    return Path(os.path.normpath(info.context / value))
 
 
 def _address(value: object, info: ValidationInfo) -> object:
@@ -42,9 +48,7 @@ def _address(value: object, info: ValidationInfo) -> object:
         address.require_local()
     except AddressError as error:
         raise ValueError(str(error)) from None  # pydantic adds the field to the reason of a ValueError
-    if address.path and isinstance(info.context, Path):
-        return Address(path=info.context / address.path)
-    return address
+    return address.within(info.context) if isinstance(info.context, Path) else address
 
 
 def _uri(value: object, info: ValidationInfo) -> object:
@@ -67,7 +71,10 @@ class TokenSettings(BaseModel):
 
     uri: Annotated[TokenUri, BeforeValidator(_uri)]
     environment: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\z")], str] = {}
-    deadline_ms: Annotated[int, Field(ge=50, le=60_000)] = 2000
+    deadline_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
+    """How long one call to the token may take; whoever asks the device waits one and a half times that at most."""
+    start_ms: Annotated[int, Field(ge=500, le=120_000)] = 5000
+    """How long loading the module, finding the token and logging in may take."""
 
     @pydantic.field_validator("environment")
     @classmethod
@@ -90,6 +97,19 @@ class Config(BaseModel):
     database: ResolvedPath
     guard: ResolvedPath
     token: TokenSettings
+    control: ResolvedAddress | None = None
+    """The operator's own door: a Unix socket."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_control(self) -> Self:
+        if self.control and self.control.path is None:
+            raise ValueError("control must be unix:/path/to.sock, which only its user can open")
+        if self.control is None and self.token.uri.pin_file is None:
+            raise ValueError(
+                "token.uri names no PIN; write pin-source=file:/path/to/pin (mode 0600) into it, "
+                'or control = "unix:control.sock" here, where an operator enters the PIN after each start'
+            )
+        return self
 
     @property
     def database_url(self) -> str:
@@ -100,7 +120,11 @@ class Config(BaseModel):
     def token_config(self) -> TokenConfig:
         """The token as the device opens it."""
         return TokenConfig(
-            uri=self.token.uri, environment=self.token.environment, seconds=self.token.deadline_ms / 1000
+            uri=self.token.uri,
+            environment=self.token.environment,
+            seconds=self.token.deadline_ms / 1000,
+            start_seconds=self.token.start_ms / 1000,
+            note=self.guard.with_name(f"{self.guard.name}.out-of-service"),
         )
 
 

@@ -19,6 +19,7 @@ import structlog
 from hsm_endorser import rules
 from hsm_endorser.chain import Chain
 from hsm_endorser.errors import BusyError, DeviceError, GuardError, NotReadyError, TokenError
+from hsm_endorser.gate import Gate
 from hsm_endorser.metrics import Metrics
 from hsm_endorser.rules import Ballot, Bench, Case, Ruling
 from hsm_endorser.signing import GuardedToken
@@ -38,6 +39,8 @@ READ_TOGETHER: Final = 256
 """Proposals that one thread reads and verifies at a time."""
 THREADS: Final = min(4, os.cpu_count() or 1)
 FORGET_EVERY_SECONDS: Final = 60.0
+NEWEST_WEIGHT: Final = 0.2
+"""How much the newest batch counts in what is told of the pace."""
 
 STOPPING: Final = Failure("stopping", "the device is being stopped; ask again when it is back")
 
@@ -66,7 +69,12 @@ class Device:
         self, name: str, chain: Chain, signer: GuardedToken, memory: SignatureMemory, metrics: Metrics
     ) -> None:
         self.name = name
+        self.gate = Gate()
         self.queued = 0
+        self.batch_seconds = 0.0
+        """Time of a batch lately, exponentially weighted: routing looks at it (requirement E-7)."""
+        self.failed_share = 0.0
+        """The share of batches that failed lately, weighted alike."""
         self._chain = chain
         self._signer = signer
         self._memory = memory
@@ -127,6 +135,7 @@ class Device:
     async def _results(self, request: EndorseRequest) -> list[Result]:
         try:
             self._require_sound()
+            await self._signer.token.usable()
             await self._chain.reach(request.least_height)
         except DeviceError as error:
             return [self._failed(Failure(error.code, str(error)))] * len(request.proposals)
@@ -183,15 +192,26 @@ class Device:
     # --- check, guard, sign, answer -----------------------------------------------------------------------
 
     async def _seal_or_fail(self, batch: list[Waiting]) -> None:
+        started = time.monotonic()
+        sealed = False
         try:
             with self._metrics.batch_seconds.time():
                 await self._seal(batch)
+            sealed = True
         except (TokenError, GuardError) as error:
             log.warning("a batch was not signed", code=error.code, reason=str(error), proposals=len(batch))
-            self._answer(batch, Failure(error.code, str(error)))
+            failure = Failure(error.code, str(error))
+            self._answer(batch, failure)
+            if self._signer.token.trouble:  # what waits would find the same: its callers have other devices to ask
+                self._answer(self._queue, failure)
+                self._queue.clear()
         except Exception as error:
             log.exception("a batch failed")
             self._answer(batch, Failure("internal-error", f"{type(error).__name__}; the device's log says more"))
+        finally:
+            spent = time.monotonic() - started
+            self.batch_seconds += NEWEST_WEIGHT * (spent - self.batch_seconds) if self.batch_seconds else spent
+            self.failed_share += NEWEST_WEIGHT * ((not sealed) - self.failed_share)
 
     async def _seal(self, batch: list[Waiting]) -> None:
         guard = self._signer.guard

@@ -10,7 +10,7 @@ import msgspec
 
 from hsm_endorser import certificates
 from hsm_endorser.chain import Chain
-from hsm_endorser.errors import NotReadyError, RefusedError
+from hsm_endorser.errors import GuardError, NotReadyError, RefusedError, TokenUnavailableError
 from hsm_endorser.signing import GuardedToken
 from ledger.contracts.registry import AddClient
 from ledger.errors import LedgerError
@@ -55,11 +55,20 @@ class Doors:
 
         Another header for the same height is refused for ever; the same one is signed again.
         """
+        self._require_guard()
         key = self._center_key()
         if key is None:
+            self._require_token()
             raise RefusedError("no-center-key", f"no center's key lives on device {self._device}")
         block = await self._decode(body)
         height = block.header.height
+        since = self._signer.guard.headers_since
+        if height < since:
+            raise RefusedError(
+                "before-guard",
+                f"this device's guard was re-initialised: it signs headers from height {since} on, this is {height}; "
+                "let another center sign it",
+            )
         await self._chain.reach(height - 1)
         ahead = block.header.time - clock()
         if ahead > AHEAD_MILLISECONDS:
@@ -121,6 +130,16 @@ class Doors:
             raise RefusedError("wrong-network", f"network {payload.network} where {self._chain.network} is expected")
         return payload
 
+    def _require_guard(self) -> None:
+        """Say so before anything else when nothing may be signed at all."""
+        if self._signer.guard.trouble:
+            raise GuardError(self._signer.guard.trouble)
+
+    def _require_token(self) -> None:
+        """A token that is away shows no keys: that is no answer to whether a key lives on it."""
+        if self._signer.token.trouble:
+            raise TokenUnavailableError(self._signer.token.trouble)
+
     def _center_key(self) -> KeyId | None:
         """The key of a center that the registry places on this device, and that is on its token."""
         registry = self._chain.registry
@@ -141,8 +160,10 @@ class Doors:
     def _ca(self) -> certificates.Ca:
         if self._chain.halted:
             raise NotReadyError(f"this device has halted: {self._chain.halted}")
+        self._require_guard()
         ca = self._registrar()
         if ca is None:
+            self._require_token()
             raise RefusedError("no-ca-key", f"no registrar's key lives on device {self._device}")
         return ca
 

@@ -57,6 +57,18 @@ class TokenQuarantinedError(TokenError):
     code = "token-quarantined"
 
 
+class TokenStoppedError(TokenError):
+    """The token could not be opened for a reason that only an operator can remove; it is not tried again."""
+
+    code = "token-stopped"
+
+
+class TokenLockedError(TokenError):
+    """No PIN file is configured, and nobody has entered the PIN since the start."""
+
+    code = "token-locked"
+
+
 class TokenRefusedError(TokenError):
     """The token is there and refused this one call; `ckr` names its return code."""
 
@@ -79,6 +91,14 @@ class GuardError(DeviceError):
     code = "guard-failed"
 
 
+class GuardDamagedError(GuardError):
+    """The guard is missing, cannot be written, or has lost what it knew. The device starts all the same, to say so."""
+
+
+class GuardInUseError(GuardError):
+    """Another process holds the guard: this one must not go on."""
+
+
 class GuardConflictError(GuardError):
     """Something else is recorded already for what was about to be signed."""
 
@@ -95,6 +115,12 @@ class NotReadyError(DeviceError):
     """The device cannot judge yet or any more: it is behind, or its replica has halted."""
 
     code = "not-ready"
+
+
+class DrainingError(NotReadyError):
+    """The device finishes what it has and takes nothing new until an operator resumes it."""
+
+    code = "draining"
 
 
 class RefusedError(DeviceError):

@@ -10,19 +10,22 @@ from typing import Any, Final
 
 import msgspec
 
-from hsm_endorser.errors import GuardError
+from hsm_endorser.errors import GuardDamagedError, GuardError, GuardInUseError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 JOURNAL_CHECKED_AT_OPEN: Final = 100_000
 """How many of the last journal entries are checked when the guard is opened."""
+IN_THE_WAY: Final = ("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PERM", "SQLITE_READONLY")
+"""SQLite's names of errors that say nothing against the file."""
 MODULUS: Final = 1 << 128
 """The sum over all records wraps here."""
 
 SCHEMA: Final = """
 CREATE TABLE state (
     one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL, network TEXT NOT NULL, device TEXT NOT NULL,
-    since INTEGER NOT NULL, sequence INTEGER NOT NULL, journal_count INTEGER NOT NULL, journal_tip BLOB NOT NULL,
-    records INTEGER NOT NULL, record_sum BLOB NOT NULL, checksum BLOB NOT NULL
+    since INTEGER NOT NULL, headers_since INTEGER NOT NULL, guard_order TEXT NOT NULL, sequence INTEGER NOT NULL,
+    journal_count INTEGER NOT NULL, journal_tip BLOB NOT NULL, records INTEGER NOT NULL, record_sum BLOB NOT NULL,
+    checksum BLOB NOT NULL
 ) STRICT;
 CREATE TABLE votes (
     network TEXT NOT NULL, node TEXT NOT NULL, tx TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL,
@@ -41,16 +44,22 @@ CREATE INDEX votes_by_end ON votes (valid_until);
 
 
 class State(msgspec.Struct):
-    """The state row: where the sequence, the journal and the sum over all records stand."""
+    """The state row: where the sequence, the journal and the sum over all records stand.
+
+    A guard that was re-initialised says by which order (its digest), the least `valid_from` to vote on, and the least
+    height to sign a header for; the guard of a new device says nothing and zero.
+    """
 
     network: str
     device: str
-    since: int
-    sequence: int
-    journal_count: int
-    journal_tip: bytes
-    records: int
-    record_sum: int
+    since: int = 0
+    headers_since: int = 0
+    guard_order: str = ""
+    sequence: int = 0
+    journal_count: int = 0
+    journal_tip: bytes = bytes(32)
+    records: int = 0
+    record_sum: int = 0
 
     def checksum(self) -> bytes:
         """SHA-256 over the whole row."""
@@ -61,6 +70,12 @@ def count_in(state: State, kind: str, rows: Sequence[Sequence[Any]]) -> None:
     """Take new records into the state's count and sum."""
     state.records += len(rows)
     state.record_sum = (state.record_sum + sum(weight(kind, row) for row in rows)) % MODULUS
+
+
+def count_out(state: State, kind: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Take records that were dropped out of the state's count and sum."""
+    state.records -= len(rows)
+    state.record_sum = (state.record_sum - sum(weight(kind, row) for row in rows)) % MODULUS
 
 
 def weight(kind: str, row: Sequence[Any]) -> int:
@@ -74,21 +89,38 @@ def link(before: bytes, row: Sequence[Any]) -> bytes:
 
 
 def lock(path: Path) -> int:
-    """Hold the guard for this process alone: two devices over one record would each sign behind the other's back."""
+    """Hold the guard for this process alone: two devices over one record would each sign behind the other's back.
+
+    The file beside the guard is there before the guard is; `lock_file` holds the guard's own file as well.
+    """
     try:
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise GuardError(f"the folder of the guard {path} cannot be used: {error.strerror}") from None
+        raise GuardDamagedError(
+            f"the folder of the guard {path} cannot be used ({error.strerror}): nothing is signed. "
+            "Let the device's user write to it, then restart the device"
+        ) from None
+    _hold(descriptor, path)
+    return descriptor
+
+
+def lock_file(path: Path) -> int:
+    """Hold the file itself, by whatever other name (a link, a mount) another process may know it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    _hold(descriptor, path)
+    return descriptor
+
+
+def _hold(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise GuardError(f"the guard at {path} is in use by another process; stop that device first") from None
-    return descriptor
+        raise GuardInUseError(f"the guard at {path} is in use by another process; stop that device first") from None
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection whose commits are durable."""
+    """A connection whose commits are durable; raises `sqlite3.Error` or `GuardError`."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
     mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
     connection.execute("PRAGMA synchronous=FULL")
@@ -98,12 +130,27 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def write_schema(connection: sqlite3.Connection, state: State) -> None:
+    """Make the tables of a new guard, in one commit."""
+    connection.executescript(f"BEGIN IMMEDIATE;{SCHEMA}")
+    marks = ", ".join("?" * len(columns(state)))
+    connection.execute(f"INSERT INTO state VALUES (1, ?, {marks})", (SCHEMA_VERSION, *columns(state)))  # noqa: S608
+    connection.execute("COMMIT")
+
+
+def data_version(connection: sqlite3.Connection) -> int:
+    """A number that changes when another connection has changed the file."""
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+
 def columns(state: State) -> tuple[Any, ...]:
     """The state as it stands in the table, checksum last."""
     return (
         state.network,
         state.device,
         state.since,
+        state.headers_since,
+        state.guard_order,
         state.sequence,
         state.journal_count,
         state.journal_tip,
@@ -116,8 +163,8 @@ def columns(state: State) -> tuple[Any, ...]:
 def save(connection: sqlite3.Connection, state: State) -> None:
     """Write the state row."""
     connection.execute(
-        "UPDATE state SET network=?, device=?, since=?, sequence=?, journal_count=?, journal_tip=?, records=?, "
-        "record_sum=?, checksum=?",
+        "UPDATE state SET network=?, device=?, since=?, headers_since=?, guard_order=?, sequence=?, "
+        "journal_count=?, journal_tip=?, records=?, record_sum=?, checksum=?",
         columns(state),
     )
 
@@ -127,10 +174,12 @@ def load(connection: sqlite3.Connection) -> State:
     row = connection.execute("SELECT * FROM state").fetchone()
     if row is None:
         raise GuardError("its state is missing")
-    _one, version, network, device, since, sequence, count, tip, records, record_sum, checksum = row
+    _one, version, network, device, since, headers_since, order, sequence, count, tip, records, total, checksum = row
     if version != SCHEMA_VERSION:
         raise GuardError(f"it has schema {version} where this release knows {SCHEMA_VERSION}")
-    state = State(network, device, since, sequence, count, tip, records, int.from_bytes(record_sum, "big"))
+    state = State(
+        network, device, since, headers_since, order, sequence, count, tip, records, int.from_bytes(total, "big")
+    )
     if state.checksum() != checksum:
         raise GuardError("its state does not match its checksum")
     return state
@@ -169,19 +218,29 @@ def check_journal(connection: sqlite3.Connection, state: State, after: int) -> N
         raise GuardError(f"the journal ends at entry {expected} where entry {state.journal_count} was the last")
 
 
-def damaged(path: Path, what: str) -> GuardError:
-    """The error for a file that cannot be trusted."""
-    return GuardError(
-        f"the guard at {path} is damaged ({what}): nothing is signed. Restore the newest copy, "
-        "or let two administrators order its re-initialisation"
+def trouble(path: Path, device: str, error: Exception) -> GuardDamagedError:
+    """What an error of the file means to whoever runs the device, and what to do."""
+    if not _is_in_the_way(error):
+        return GuardDamagedError(f"the guard at {path} is damaged ({error}): nothing is signed. {advice(device)}")
+    return GuardDamagedError(
+        f"the guard at {path} cannot be written ({error}): nothing is signed. "
+        "Make room on its disk and let the device's user write to it and its folder, then restart the device"
     )
 
 
-def give_up(connection: sqlite3.Connection | None, lock_file: int) -> None:
-    """Close what an opening had opened."""
-    if connection:
-        connection.close()
-    os.close(lock_file)
+def _is_in_the_way(error: Exception) -> bool:
+    """Whether an error speaks of the disk or the rights to it, and not of what the file holds."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorname", "").startswith(IN_THE_WAY)
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+
+
+def advice(device: str) -> str:
+    """What to do about a guard that has lost what it knew."""
+    return (
+        f"An older copy does not help; let the administrators order a new guard: "
+        f"hsm-endorser guard order --device {device} (docs/guard.md)"
+    )
 
 
 def sync_folder(path: Path) -> None:

@@ -34,11 +34,14 @@ class Health:
         self._token = "not asked yet"
 
     async def readiness(self) -> Readiness:
-        """The checks: the token answered a challenge within `FRESH_SECONDS`, the guard is sound, the chain goes on."""
+        """The checks: the token answered a challenge within `FRESH_SECONDS`, the guard is sound, the chain goes on,
+        and no operator drains the device.
+        """
         checks = {
             "token": await self._token_check(),
             "guard": self._signer.guard.trouble or "ok",
             "chain": f"halted: {self._chain.halted}" if self._chain.halted else "ok",
+            "gate": self._device.gate.closed_because or "ok",
         }
         ready = all(check == "ok" for check in checks.values())
         self._metrics.ready.set(ready)
@@ -58,6 +61,8 @@ class Health:
             reason="; ".join(f"{name}: {check}" for name, check in readiness.checks.items() if check != "ok"),
             queued=self._device.queued,
             token_restarts=self._signer.token.restarts,
+            batch_microseconds=round(1e6 * self._device.batch_seconds),
+            failed_permille=round(1000 * self._device.failed_share),
         )
 
     async def statement(self, nonce: str) -> Envelope:

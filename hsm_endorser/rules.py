@@ -24,7 +24,7 @@ from typing import Final
 
 import msgspec
 
-from hsm_endorser.guard import VoteKey, VoteRecord
+from hsm_endorser.guard_records import VoteKey, VoteRecord
 from ledger.contracts.registry import NAME as REGISTRY
 from ledger.errors import AuthorizationError, RegistryError
 from ledger.memory import SignatureMemory

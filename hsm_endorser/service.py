@@ -9,14 +9,16 @@ from typing import Any
 import msgspec
 import structlog
 
-from hsm_endorser.app import create_app
+from hsm_endorser import guard_chain
+from hsm_endorser.app import create_app, create_control_app
 from hsm_endorser.chain import Chain
 from hsm_endorser.config import Config
 from hsm_endorser.device import Device
 from hsm_endorser.doors import Doors
-from hsm_endorser.errors import ConfigError, GuardError
+from hsm_endorser.errors import ConfigError, GuardDamagedError
 from hsm_endorser.guard import Guard
 from hsm_endorser.metrics import Metrics
+from hsm_endorser.operator import Operator
 from hsm_endorser.readiness import Health
 from hsm_endorser.signing import GuardedToken
 from hsm_endorser.token import Pinned
@@ -38,12 +40,12 @@ class Parts(msgspec.Struct, frozen=True):
     device: Device
     doors: Doors
     health: Health
+    operator: Operator
 
     def applied(self, checked: CheckedBlock) -> None:
-        """After each block: the chain may show trees of this device that a restored guard does not know."""
+        """After each block: the chain may show what this device signed and a restored guard does not know."""
         self.metrics.height.set(checked.block.header.height)
-        with contextlib.suppress(GuardError):  # it stays in trouble, and says so wherever it is asked to sign
-            self.guard.require_not_behind(checked.sequences.get(self.device.name, 0))
+        guard_chain.compare(self.guard, self.device.name, checked)
 
 
 async def serve(config: Config, stop: asyncio.Event) -> None:
@@ -54,12 +56,14 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     """
     async with assemble(config) as parts:
         app = create_app(parts.device, parts.doors, parts.health, parts.metrics)
+        control = create_control_app(parts.operator, parts.health, parts.metrics)
         ending = asyncio.Event()  # set by `stop`, or when one part fails
         await _until_stopped(
             stop,
             ending,
             [
                 listen.serve(app, list(config.listen), ending),
+                *([listen.serve(control, [config.control], ending)] if config.control else []),
                 parts.device.run(ending),
                 _follow(parts, config, ending),
             ],
@@ -77,9 +81,7 @@ async def assemble(config: Config) -> AsyncIterator[Parts]:
         replica = await loop.run_in_executor(thread, open_replica, config)
         stack.callback(lambda: thread.submit(replica.store.close).result())
         pinned = _enrolled(config, replica)
-        guard = Guard.open(config.guard, network=replica.network, device=config.name)
-        with contextlib.suppress(GuardError):
-            guard.require_not_behind(replica.store.device_sequences().get(config.name, 0))
+        guard = _open_guard(config, replica)
         chain = Chain(replica, thread)
         signer = await GuardedToken.start(guard, config.token_config, pinned=pinned, metrics=metrics, patient=True)
         stack.push_async_callback(signer.close)
@@ -88,7 +90,8 @@ async def assemble(config: Config) -> AsyncIterator[Parts]:
         doors = Doors(config.name, chain, signer)
         health = Health(device, chain, doors, signer, metrics)
         metrics.height.set(chain.height)
-        yield Parts(metrics, chain, guard, signer, device, doors, health)
+        operator = Operator(device.gate, signer)
+        yield Parts(metrics, chain, guard, signer, device, doors, health, operator)
 
 
 def open_replica(config: Config) -> Replica:
@@ -109,6 +112,19 @@ def open_replica(config: Config) -> Replica:
             "name the right genesis file, or move the database away and start again to fetch the chain anew"
         )
     return Replica.open(store)
+
+
+def _open_guard(config: Config, replica: Replica) -> Guard:
+    """The guard. Where it is lost, the device signs nothing; it starts all the same, to say so and what to do."""
+    try:
+        guard = Guard.open(config.guard, network=replica.network, device=config.name)
+    except GuardDamagedError as error:
+        log.critical("nothing is signed", reason=str(error))
+        return Guard.lost(config.guard, str(error), network=replica.network, device=config.name)
+    guard_chain.compare_all(guard, config.name, replica)
+    if guard.trouble:
+        log.critical("nothing is signed", reason=guard.trouble)
+    return guard
 
 
 def _enrolled(config: Config, replica: Replica) -> Pinned:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from hsm_endorser.errors import GuardError, UnknownKeyError
-from hsm_endorser.guard import Guard, JournalEntry, Purpose, VoteRecord
+from hsm_endorser.errors import GuardError, TokenUnavailableError, UnknownKeyError
+from hsm_endorser.guard import Guard
+from hsm_endorser.guard_records import JournalEntry, Purpose, VoteRecord
 from hsm_endorser.metrics import Metrics
 from hsm_endorser.token import Pinned, Token, TokenConfig
 from protocol.canonical import KeyId
@@ -86,7 +87,15 @@ class GuardedToken:
         journal = [_entry("head", key_id, message) for key_id, message in heads]
         await self.in_guard_thread(lambda: self.guard.record(votes=votes, sequence=sequence, journal=journal))
         # A crash here loses a sequence number and no word: the votes are given again as they are recorded.
-        return [await self._sign(key_id, message) for key_id, message in heads]
+        patience = self.token.config.patience
+        try:
+            async with asyncio.timeout(patience):  # for all keys together: whoever waits, waits for all of them
+                return [await self._sign(key_id, message) for key_id, message in heads]
+        except TimeoutError:
+            raise TokenUnavailableError(
+                f"the token did not make {len(heads)} signatures within {patience:g} s; if that is its usual pace, "
+                "raise deadline_ms in the device's configuration"
+            ) from None
 
     async def record_challenge(self, key_id: KeyId, message: bytes) -> None:
         """Record that a key is about to answer a challenge."""

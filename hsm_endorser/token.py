@@ -1,46 +1,49 @@
 """The token as the rest of the device sees it: keys that sign, a deadline on every call, and one way to recover.
 
-Recovery is always the same: kill the worker, start a new one, compare the token with the pin, let its identity
-key answer a fresh challenge, go on. A token that fails that comparison, or that ever returns a wrong signature,
-is quarantined: nothing is signed with it until an operator has looked (requirement K-9).
+Recovery is always the same: kill the worker, start a new one, log in once, prove the enrolled identity
+(`token_opening`), go on. What is done about each failure stands in a table (`failures`). A token that is not the
+enrolled one, or that ever returns a wrong signature, is quarantined: nothing is signed with it, in this process or
+the next, until an operator has looked (requirement K-9).
 """
 
 import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
-import msgspec
 import structlog
 
+from hsm_endorser import failures
 from hsm_endorser.errors import (
-    GuardError,
     PinRefusedError,
     TokenBusyError,
     TokenError,
     TokenQuarantinedError,
     TokenRefusedError,
+    TokenStoppedError,
     TokenUnavailableError,
     UnknownKeyError,
 )
+from hsm_endorser.failures import Reaction
 from hsm_endorser.identity import challenge_message
 from hsm_endorser.metrics import Metrics
-from hsm_endorser.pin import check_pin_file
-from hsm_endorser.token_key import TokenKey, normalise, token_key, usable_keys
-from hsm_endorser.uri import TokenUri
+from hsm_endorser.out_of_service import OutOfService
+from hsm_endorser.pin import PinSource
+from hsm_endorser.token_config import IDENTITY_LABEL, Pinned, TokenConfig
+from hsm_endorser.token_key import TokenKey, normalise, token_key
+from hsm_endorser.token_opening import Journal, Opening
 from hsm_endorser.worker_messages import (
     Failed,
     Generate,
     Generated,
-    Keys,
-    ListKeys,
-    Open,
-    Opened,
+    Pin,
+    PinSet,
     Reply,
     Request,
+    SetPin,
     Sign,
     Signatures,
 )
@@ -50,55 +53,23 @@ from protocol.canonical import KeyId
 from protocol.errors import BadSignatureError, UnacceptableKeyError
 from protocol.keys import Scheme, signing_input
 
-IDENTITY_LABEL: Final = "identity"
+__all__ = ["IDENTITY_LABEL", "Pinned", "Token", "TokenConfig"]
+
 MAX_WAITING: Final = 64
 """Calls that may wait for the token at once."""
+RETRIES: Final = 2
+RETRY_PAUSE_SECONDS: Final = 0.02
 FIRST_PAUSE_SECONDS: Final = 0.05
-LONGEST_PAUSE_SECONDS: Final = 5.0
+LONGEST_PAUSE_SECONDS: Final = 3.0
 KEY_ID_BYTES: Final = 16
-
-PIN_REFUSALS: Final = frozenset(
-    {"PinIncorrect", "PinInvalid", "PinLenRange", "PinExpired", "PinLocked", "PinTooWeak", "UserPinNotInitialized"}
-)
-NOT_THE_SESSIONS_FAULT: Final = frozenset(
-    {
-        "ActionProhibited", "AmbiguousKey", "AttributeReadOnly", "AttributeTypeInvalid", "AttributeValueInvalid",
-        "BadLabel", "CurveNotSupported", "DataInvalid", "DataLenRange", "DomainParamsInvalid", "DuplicateKey",
-        "InputLength", "KeyFunctionNotPermitted", "KeySizeRange", "MechanismInvalid", "NoSuchKey",
-        "TemplateIgnored", "TemplateIncomplete", "TemplateInconsistent", "UnknownScheme",
-    }
-)  # fmt: skip
-"""Refusals of one call. After any other failure the worker is replaced: its state is not to be trusted."""
-
-Journal = Callable[[KeyId, bytes], Awaitable[None]]
-"""Told of a challenge (key, what is signed) before it is signed."""
+GENERATE_SECONDS: Final = 60.0
+"""A small token needs many seconds for an RSA key."""
+RECOVERY_SHARE: Final = 1 / 3
+"""The part of a caller's patience that is spent on a recovery under way."""
+OPENED_BY_A_PERSON: Final = (TokenQuarantinedError, PinRefusedError, TokenStoppedError)
+"""Out of service with one of these, a token is opened again when an operator has acted, and not before."""
 
 log = structlog.get_logger()
-
-
-class TokenConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Which token, and how long it may take. `environment` is given to the worker and to nobody else."""
-
-    uri: TokenUri
-    environment: Mapping[str, str] = {}
-    seconds: float = 2.0
-    """Deadline of one call."""
-    start_seconds: float = 10.0
-    """Deadline of loading the module, finding the token and logging in."""
-
-    @staticmethod
-    def parse(
-        uri: str, environment: Mapping[str, str] | None = None, *, base: Path | None = None, seconds: float = 2.0
-    ) -> "TokenConfig":
-        """The configuration for a URI in text; raises `UriError`."""
-        return TokenConfig(uri=TokenUri.parse(uri, base=base), environment=dict(environment or {}), seconds=seconds)
-
-
-class Pinned(msgspec.Struct, frozen=True):
-    """Which token it must be: what its information says, and the identity key that must answer (K-9)."""
-
-    token: registry.Token
-    identity: KeyId
 
 
 class Token:
@@ -108,6 +79,7 @@ class Token:
         self, config: TokenConfig, *, pinned: Pinned | None, journal: Journal | None, metrics: Metrics | None
     ) -> None:
         self.config = config
+        self.pins = PinSource(config.uri.pin_file)
         self.keys: dict[KeyId, TokenKey] = {}
         self.info: registry.Token | None = None
         self.problems: tuple[str, ...] = ()
@@ -118,10 +90,13 @@ class Token:
         self.journal = journal
         self._pinned = pinned
         self._metrics = metrics or Metrics()
+        self._opening = Opening(config, self.pins, journal)
+        self._out_of_service = OutOfService(config.note, config.uri.format(), self.pins)
         self._worker: WorkerProcess | None = None
         self._lock = asyncio.Lock()
+        self._up = asyncio.Event()
         self._waiting = 0
-        self._final: TokenQuarantinedError | PinRefusedError | None = None
+        self._final: TokenError | None = None
         self._down = "the token has not been opened"
         self._failures = 0
         self._retry_at = 0.0
@@ -140,12 +115,14 @@ class Token:
     ) -> "Token":
         """Open the token. Without a pin, it is pinned to what is found now.
 
-        Raises `PinFileError`, `PinRefusedError`, `TokenQuarantinedError` or `TokenUnavailableError`; a `patient`
-        caller gets a token that is down instead of the last, and that recovers by itself.
+        Raises `PinFileError`, or the `TokenError` for which it cannot be opened. A `patient` caller gets a token that
+        is down instead: it recovers by itself, or waits for an operator.
         """
-        check_pin_file(config.uri.pin_file)
         token = Token(config, pinned=pinned, journal=journal, metrics=metrics)
         try:
+            token.pins.check()
+            if note := token._out_of_service.note():
+                token._take_out(note.error)
             async with token._lock:
                 await token._open()
         except TokenUnavailableError:
@@ -153,7 +130,8 @@ class Token:
                 await token.close()
                 raise
             token._recover_soon()
-        except TokenError:
+        except TokenError as error:
+            token._down = str(error)
             if not patient:
                 await token.close()
                 raise
@@ -164,7 +142,23 @@ class Token:
         """Why the token cannot sign now; empty when it can."""
         if self._final:
             return str(self._final)
-        return "" if self._worker else self._down
+        return "" if self._worker and not self._worker.ended else self._down
+
+    async def usable(self) -> None:
+        """Return when the token can sign, soon; raises the reason for which it cannot."""
+        if self.trouble and not self._final and not self.pins.is_locked:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.config.patience * RECOVERY_SHARE):
+                    await self._up.wait()
+        self.require_usable()
+
+    def require_usable(self) -> None:
+        """Raise the reason for which the token cannot sign now."""
+        self._require_in_service()
+        if self.pins.is_locked:
+            self.pins.check()
+        if self.trouble:
+            raise TokenUnavailableError(self.trouble)
 
     @property
     def identity(self) -> TokenKey | None:
@@ -182,7 +176,8 @@ class Token:
         """Sign every input (a SHA-256 digest, or the message for Ed25519) with one key.
 
         Each signature is checked against the public key before it is returned, and ECDSA ones are DER with a low s.
-        Raises `UnknownKeyError`, `TokenRefusedError`, `TokenUnavailableError` or `TokenQuarantinedError`.
+        Raises `UnknownKeyError`, `TokenRefusedError`, `TokenUnavailableError` or `TokenQuarantinedError`, the latest
+        after `config.patience` seconds: what the token says after that is discarded.
         """
         key = self._key(key_id)
         reply = await self._call(Sign(key.handle, list(inputs)))
@@ -202,7 +197,8 @@ class Token:
         """Generate a key pair by the strict template (requirement K-1) and let it answer a challenge."""
         if label == IDENTITY_LABEL and self.identity is not None:
             raise TokenRefusedError("DuplicateKey", "the token has an identity key, which never changes")
-        reply = await self._call(Generate(label, scheme, secrets.token_bytes(KEY_ID_BYTES)), slow=True)
+        request = Generate(label, scheme, secrets.token_bytes(KEY_ID_BYTES))
+        reply = await self._call(request, GENERATE_SECONDS)
         if not isinstance(reply, Generated):
             raise await self._quarantine("it answered the generation of a key with something else")
         try:
@@ -213,12 +209,58 @@ class Token:
         await self.challenge(key.public_key.id)
         return key
 
+    # --- what an operator does ----------------------------------------------------------------------------
+
     async def restart(self) -> None:
-        """Replace the worker now; raises like `start`. An operator's second try after a refused PIN."""
-        if isinstance(self._final, PinRefusedError):
-            self._final = None
+        """Replace the worker now; raises like `start`. A second try after a refused PIN; ends no quarantine."""
+        if not isinstance(self._final, TokenQuarantinedError):
+            self._put_back()
         async with self._lock:
             await self._drop("the token is being restarted")
+            await self._open()
+
+    async def unlock(self, pin: Pin) -> None:
+        """Open the token with a PIN that an operator entered; one login. Raises like `start`."""
+        self.pins.enter(pin)
+        try:
+            await self.restart()
+        except (PinRefusedError, TokenStoppedError):
+            self.pins.forget()
+            raise
+
+    async def release(self) -> None:
+        """End a quarantine: the operator has looked. The token must prove itself as at any start; raises like it."""
+        self._put_back()
+        await self.restart()
+
+    async def change_pin(self, old: Pin | None, new: Pin) -> None:
+        """Give the token another user PIN; `old` None is the one that it was opened with.
+
+        The order of the steps, and what a crash at each means, stands in `operator`. Raises `PinFileError` or
+        `TokenError`; `TokenRefusedError` when the token does not change it, which leaves everything as it was.
+        """
+        async with self._lock:
+            self._require_in_service()
+            given, file = self.pins.given
+            if self._worker is None:
+                await self._open()  # proves the old PIN; nothing is changed when this fails
+            self.pins.stage(new)  # both PINs are on the disk from here on: the next start tries the new one, once
+            request = SetPin(old or given, str(file) if file and old is None else None, new)
+            try:
+                reply = await self._exchange_once(request, self.config.start_seconds)
+            except TokenUnavailableError as error:
+                # Whether the token heard of it is unknown: nobody but an operator may spend a try to find out.
+                reason = f"a change of the PIN was interrupted ({error}); both PINs are kept, and the next start "
+                raise await self._take_out_for_good(
+                    TokenStoppedError(reason + "tries the new one: run hsm-endorser device release")
+                ) from None
+            if not isinstance(reply, PinSet):
+                self.pins.abandon()  # the token has refused: the old PIN stays, in its file and on the token
+                if isinstance(reply, Failed) and failures.reaction(reply.ckr, "in use") is Reaction.STOP:
+                    raise TokenRefusedError(reply.ckr, f"the token did not change its PIN. {failures.why(reply.ckr)}")
+                raise await self._met(reply)
+            self.pins.settle(new)  # the file has the new PIN, by one rename
+            await self._drop("the PIN was changed")
             await self._open()
 
     async def close(self) -> None:
@@ -232,15 +274,22 @@ class Token:
 
     # --- one call at a time -------------------------------------------------------------------------------
 
-    async def _call(self, request: Request, *, slow: bool = False) -> Reply:
+    async def _call(self, request: Request, seconds: float | None = None) -> Reply:
+        seconds = seconds or self.config.seconds
         if self._waiting >= MAX_WAITING:
             raise TokenBusyError(f"{self._waiting} calls wait for the token already")
         self._waiting += 1
         # A caller that goes away must not take a half-finished exchange with it: the call runs to its end.
-        call = asyncio.create_task(self._exchange(request, slow=slow))
+        call = asyncio.create_task(self._exchange(request, seconds))
         self._calls.add(call)
         call.add_done_callback(self._call_done)
-        return await asyncio.shield(call)
+        patience = max(self.config.patience, seconds)
+        try:
+            async with asyncio.timeout(patience):
+                return await asyncio.shield(call)
+        except TimeoutError:
+            reason = self.trouble or f"{self._waiting} calls wait for it"
+            raise TokenUnavailableError(f"the token did not answer within {patience:g} s: {reason}") from None
 
     def _call_done(self, call: asyncio.Task[Reply]) -> None:
         self._waiting -= 1
@@ -248,27 +297,51 @@ class Token:
         if not call.cancelled():
             call.exception()  # its caller may be gone
 
-    async def _exchange(self, request: Request, *, slow: bool) -> Reply:
+    async def _exchange(self, request: Request, seconds: float) -> Reply:
         async with self._lock:
             self._require_in_service()
             if self._worker is None:
                 if self._closed or time.monotonic() < self._retry_at:
                     raise TokenUnavailableError(self._down)
                 await self._open()
-            worker = self._worker
-            if worker is None:
-                raise TokenUnavailableError(self._down)
-            try:
-                reply = await self._timed(worker, request, self.config.start_seconds if slow else self.config.seconds)
-            except TokenUnavailableError as error:
-                await self._lose(str(error))
-                raise
+            for _ in range(RETRIES):
+                reply = await self._exchange_once(request, seconds)
+                if not isinstance(reply, Failed) or failures.reaction(reply.ckr, "in use") is not Reaction.RETRY:
+                    break
+                await asyncio.sleep(RETRY_PAUSE_SECONDS)
+            else:
+                reply = await self._exchange_once(request, seconds)
             if isinstance(reply, Failed):
-                if reply.ckr in NOT_THE_SESSIONS_FAULT:
-                    raise TokenRefusedError(reply.ckr, reply.text)
-                await self._lose(f"{reply.ckr}: {reply.text}")
-                raise TokenUnavailableError(f"{reply.ckr}: {reply.text}")
+                raise await self._met(reply)
             return reply
+
+    async def _exchange_once(self, request: Request, seconds: float) -> Reply:
+        worker = self._worker
+        if worker is None:
+            raise TokenUnavailableError(self._down)
+        try:
+            return await self._timed(worker, request, seconds)
+        except TokenUnavailableError as error:
+            await self._lose(str(error))
+            raise
+
+    async def _met(self, reply: Reply) -> TokenError:
+        """Do what the table says about a failure; the error for whoever asked. The lock is held."""
+        if not isinstance(reply, Failed):
+            return await self._quarantine("it answered something else than what it was asked")
+        text = f"{reply.ckr}: {reply.text}" if reply.text else reply.ckr
+        reaction = failures.reaction(reply.ckr, "in use")
+        self._metrics.token_failures.labels(reply.ckr, reaction.value).inc()
+        if reply.ckr in failures.PIN_WORDS:
+            return await self._take_out_for_good(PinRefusedError(f"the token refused the PIN ({text})"))
+        match reaction:
+            case Reaction.QUARANTINE:
+                return await self._quarantine(f"{text} ({failures.why(reply.ckr)})")
+            case Reaction.STOP:
+                return TokenRefusedError(reply.ckr, reply.text or failures.why(reply.ckr))
+            case Reaction.NEW_WORKER:
+                await self._lose(text)
+        return TokenUnavailableError(text)
 
     async def _timed(self, worker: WorkerProcess, request: Request, seconds: float) -> Reply:
         operation = type(request).__name__.lower()
@@ -289,6 +362,7 @@ class Token:
         try:
             return await asyncio.to_thread(normalise, key.public_key, inputs, raw)
         except BadSignatureError as error:
+            self._metrics.wrong_signatures.inc()
             raise await self._quarantine(f"it returned a wrong signature: {error}") from None
 
     # --- opening and recovering ---------------------------------------------------------------------------
@@ -296,91 +370,38 @@ class Token:
     async def _open(self) -> None:
         """Start a worker and prove that it holds the pinned token; one login. The lock is held."""
         self._require_in_service()
+        if self.pins.is_locked:
+            self.pins.check()
         if self._failures or self.info:
             self.restarts += 1
             self._metrics.token_restarts.inc()
         worker = await WorkerProcess.start(self.config.environment, self._on_lost)
         try:
-            await self._prove(worker)
+            proven = await self._opening.open(partial(self._timed, worker), self._pinned)
         except TokenError as error:
             await worker.kill()
             self._failures += 1
             self._down = str(error)
             pause = min(FIRST_PAUSE_SECONDS * 2**self._failures, LONGEST_PAUSE_SECONDS)
             self._retry_at = time.monotonic() + pause
-            if isinstance(error, TokenQuarantinedError | PinRefusedError):
-                self._final = error
-                log.error("token is out of service", code=error.code, reason=str(error))  # noqa: TRY400
+            if isinstance(error, OPENED_BY_A_PERSON):
+                await self._take_out_for_good(error)
             raise
         except BaseException:
             await worker.kill()
             raise
+        self.keys, self.problems, self.info, self._pinned = proven.keys, proven.problems, proven.info, proven.pinned
         self._worker = worker
+        self._up.set()
         self._failures = 0
-
-    async def _prove(self, worker: WorkerProcess) -> None:
-        uri, seconds = self.config.uri, self.config.start_seconds
-        request = Open(
-            module=str(uri.module), pin_file=str(uri.pin_file), token=uri.token, manufacturer=uri.manufacturer,
-            model=uri.model, serial=uri.serial, slot_id=uri.slot_id, lock_seconds=seconds / 2,
-        )  # fmt: skip
-        opened = await self._timed(worker, request, seconds)
-        if not isinstance(opened, Opened):
-            raise self._not_opened(opened)
-        info = registry.Token(opened.manufacturer, opened.model, opened.serial)
-        if self._pinned and not _is_member(info, self._pinned.token):
-            raise TokenQuarantinedError(
-                f"this is token {info.manufacturer} {info.model} serial {info.serial}, enrolled is "
-                f"{self._pinned.token.manufacturer} {self._pinned.token.model} serial {self._pinned.token.serial}"
-            )
-        listed = await self._timed(worker, ListKeys(), seconds)
-        if not isinstance(listed, Keys):
-            raise self._not_opened(listed)
-        keys, problems = usable_keys(listed)
-        identity = self._pinned.identity if self._pinned else None
-        if identity is None:
-            identity = next((key.public_key.id for key in keys.values() if key.label == IDENTITY_LABEL), None)
-        elif identity not in keys:
-            raise TokenQuarantinedError(f"the token does not hold the enrolled identity key {identity[:16]}…")
-        if identity:
-            await self._answer_challenge(worker, keys[identity])
-            self._pinned = self._pinned or Pinned(info, identity)
-        self.keys, self.problems, self.info = keys, problems, info
-        for problem in problems:
+        for problem in self.problems:
             log.warning("a key on the token cannot be used", problem=problem)
-
-    async def _answer_challenge(self, worker: WorkerProcess, key: TokenKey) -> None:
-        message = challenge_message(secrets.token_hex(32))
-        if self.journal:
-            try:
-                await self.journal(key.public_key.id, message)
-            except GuardError as error:
-                raise TokenUnavailableError(f"no challenge without a record of it: {error}") from None
-        inputs = [signing_input(key.public_key.scheme, message)]
-        reply = await self._timed(worker, Sign(key.handle, inputs), self.config.seconds)
-        if not isinstance(reply, Signatures):
-            raise self._not_opened(reply)
-        try:
-            normalise(key.public_key, inputs, reply.signatures)
-        except BadSignatureError as error:
-            raise TokenQuarantinedError(f"the identity key does not answer a challenge: {error}") from None
-
-    def _not_opened(self, reply: Reply) -> TokenError:
-        if not isinstance(reply, Failed):
-            return TokenUnavailableError("the token worker answered something else than what it was asked")
-        text = f"{reply.ckr}: {reply.text}" if reply.text else reply.ckr
-        if reply.ckr in PIN_REFUSALS:
-            return PinRefusedError(
-                f"the token refused the PIN in {self.config.uri.pin_file} ({text}); it is not tried again: "
-                "correct the file, then restart the device"
-            )
-        if reply.ckr == "TokenSwapped" and self._pinned:
-            return TokenQuarantinedError(reply.text)
-        return TokenUnavailableError(text)
 
     def _on_lost(self, worker: WorkerProcess) -> None:
         """The worker has ended by itself: recover before anybody asks."""
         if worker is self._worker and not self._closed:
+            self._down = "the token worker died"
+            self._up.clear()
             self._recover_soon()
 
     def _recover_soon(self) -> None:
@@ -408,7 +429,9 @@ class Token:
         self._recover_soon()
 
     async def _drop(self, reason: str) -> None:
-        worker, self._worker, self._down = self._worker, None, reason
+        worker, self._worker = self._worker, None
+        self._up.clear()
+        self._down = reason
         if worker:
             await worker.kill()
 
@@ -418,22 +441,29 @@ class Token:
 
     async def _quarantine(self, why: str) -> TokenQuarantinedError:
         error = TokenQuarantinedError(f"the token is quarantined: {why}; nothing is signed with it any more")
-        self._final = error
-        log.error("token is out of service", code=error.code, reason=str(error))
+        await self._take_out_for_good(error)
+        return error
+
+    async def _take_out_for_good(self, error: TokenError) -> TokenError:
+        """Out of service until an operator acts, in this process and the next."""
+        self._take_out(error)
+        self._out_of_service.write(error)
         await self._drop(str(error))
         return error
+
+    def _take_out(self, error: TokenError) -> None:
+        self._final = error
+        self._metrics.token_quarantined.set(isinstance(error, TokenQuarantinedError))
+        log.critical("token is out of service", code=error.code, reason=str(error))
+
+    def _put_back(self) -> None:
+        self._final = None
+        self._out_of_service.clear()
+        self._metrics.token_quarantined.set(0)
 
     def _key(self, key_id: KeyId) -> TokenKey:
         key = self.keys.get(key_id)
         if key is None:
-            self._require_in_service()
-            if self.trouble:
-                raise TokenUnavailableError(self.trouble)
+            self.require_usable()
             raise UnknownKeyError(f"key {key_id[:16]}… is not on this token")
         return key
-
-
-def _is_member(found: registry.Token, enrolled: registry.Token) -> bool:
-    """Whether this is the enrolled token, or a member of the group that is enrolled as one token."""
-    same_make = (found.manufacturer, found.model) == (enrolled.manufacturer, enrolled.model)
-    return same_make and found.serial in {enrolled.serial, *enrolled.group}

@@ -6,7 +6,8 @@ It answers requests (`worker_messages`) on the inherited socket, one after the o
 crashes with two, modules crash by themselves, and calls can hang for ever. Whoever started it kills it then; a
 new worker is the only recovery, since after re-initialisation stale handles can sign with another key.
 
-The PIN goes from its file into the login call and nowhere else. There is one login in the life of a worker.
+The PIN goes from its file (or its message) into the login call and nowhere else. There is one login in the life of a
+worker.
 """
 
 import ctypes
@@ -29,6 +30,7 @@ from pkcs11.attributes import AttributeMapper
 from pkcs11.exceptions import PKCS11Error
 
 from hsm_endorser.errors import PinFileError
+from hsm_endorser.failures import BY_NUMBER, UNKNOWN
 from hsm_endorser.pin import read_pin
 from hsm_endorser.worker_messages import (
     DIGEST_BYTES,
@@ -44,9 +46,12 @@ from hsm_endorser.worker_messages import (
     NumberedRequest,
     Open,
     Opened,
+    Pin,
+    PinSet,
     Reply,
     Request,
     Scheme,
+    SetPin,
     Sign,
     Signatures,
     frame,
@@ -62,8 +67,14 @@ RSA_BITS: Final = 3072
 RSA_EXPONENT: Final = (65537).to_bytes(3, "big")
 SHA256_DIGEST_INFO: Final = bytes.fromhex("3031300d060960864801650304020105000420")  # RFC 8017, section 9.2, note 1
 
-UNMAPPED: Final = {"0x1b": "ActionProhibited", "0x68": "KeyFunctionNotPermitted"}
-"""Return codes that the binding has no exception for."""
+BY_TEXT: Final = {
+    "Buffer was too small": "BufferTooSmall",
+    "Initialisation error (already": "CryptokiAlreadyInitialized",
+    "Initialisation error (not": "CryptokiNotInitialized",
+    "Parallel not supported": "SessionParallelNotSupported",
+    "User type invalid": "UserTypeInvalid",
+}
+"""Return codes for which the binding has a text and no exception of their own."""
 MECHANISMS: Final[dict[Scheme, Mechanism]] = {
     "ecdsa-p256-sha256": Mechanism.ECDSA,
     "rsa-pkcs1-sha256": Mechanism.RSA_PKCS,
@@ -126,6 +137,8 @@ class Worker:
                     return self._generate(request)
                 case Sign():
                     return self._sign(request)
+                case SetPin():
+                    return self._set_pin(request)
         except RequestError as error:
             return Failed(error.word, str(error))
         except PinFileError as error:
@@ -141,7 +154,7 @@ class Worker:
             raise RequestError("AlreadyOpen", "a worker logs in once")
         with _StartLock(request.module, request.lock_seconds):
             token = _find_token(pkcs11.lib(request.module), request)
-            pin = read_pin(Path(request.pin_file))
+            pin = _pin(request.pin, request.pin_file)
             self._session = token.open(rw=True, user_pin=pin, attribute_mapper=self._mapper)
             del pin
         return Opened(token.manufacturer_id, token.model, _serial(token), token.label, int(token.flags))
@@ -213,10 +226,23 @@ class Worker:
         prefix = SHA256_DIGEST_INFO if scheme == "rsa-pkcs1-sha256" else b""
         return Signatures([bytes(key.sign(prefix + digest, mechanism=mechanism)) for digest in request.inputs])
 
+    def _set_pin(self, request: SetPin) -> PinSet:
+        self._require_session().set_pin(_pin(request.old, request.old_file), request.new.value)
+        return PinSet()
+
     def _require_session(self) -> Any:
         if self._session is None:
             raise RequestError("NotOpen", "the token has not been opened")
         return self._session
+
+
+def _pin(pin: Pin | None, file: str | None) -> str:
+    """The PIN itself, given or read; raises `PinFileError`."""
+    if pin is not None:
+        return pin.value
+    if file is None:
+        raise RequestError("Locked", "nobody has entered the PIN since the start; run: hsm-endorser device unlock")
+    return read_pin(Path(file))
 
 
 def _attribute_mapper() -> AttributeMapper:
@@ -316,7 +342,17 @@ def _unwrapped(point: bytes) -> bytes:
 
 
 def _code(error: PKCS11Error) -> str:
-    return UNMAPPED.get(str(error).rpartition(" ")[2], type(error).__name__)
+    """The word for a return code, as `failures` spells it."""
+    if type(error) is not PKCS11Error:
+        return type(error).__name__
+    text = str(error)
+    if known := next((word for start, word in BY_TEXT.items() if text.startswith(start)), None):
+        return known
+    try:
+        number = int(text.rpartition(" ")[2], 16)  # "Unmapped error code 0x68"
+    except ValueError:
+        return UNKNOWN
+    return BY_NUMBER[number].word if number in BY_NUMBER else UNKNOWN
 
 
 def _clean(text: str) -> str:

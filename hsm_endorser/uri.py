@@ -2,7 +2,8 @@
 
     pkcs11:token=device-a;serial=5a1f?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/etc/device-a/pin
 
-A PIN never stands in a URI: `pin-value` is refused, and `pin-source` names a file (requirement S-6).
+A PIN never stands in a URI: `pin-value` is refused, and `pin-source` names a file (requirement S-6). Without a
+`pin-source` the device starts locked, until an operator enters the PIN.
 """
 
 import re
@@ -37,7 +38,8 @@ class TokenUri(msgspec.Struct, frozen=True, kw_only=True):
     """A parsed URI. What is None was not named and matches any token."""
 
     module: Path
-    pin_file: Path
+    pin_file: Path | None = None
+    """Where the PIN stands. None: the device starts locked, and an operator enters the PIN."""
     token: str | None = None
     manufacturer: str | None = None
     model: str | None = None
@@ -79,8 +81,10 @@ class TokenUri(msgspec.Struct, frozen=True, kw_only=True):
         values = {name: getattr(self, field) for name, field in _NAMES.items()}
         path = ";".join(f"{name}={_quote(value)}" for name, value in values.items() if value is not None)
         module = urllib.parse.quote(str(self.module), safe=_QUERY_SAFE)
-        pin = urllib.parse.quote(str(self.pin_file), safe=_QUERY_SAFE)
-        return f"{SCHEME}{path}?module-path={module}&pin-source=file:{pin}"
+        text = f"{SCHEME}{path}?module-path={module}"
+        if self.pin_file is None:
+            return text
+        return f"{text}&pin-source=file:{urllib.parse.quote(str(self.pin_file), safe=_QUERY_SAFE)}"
 
 
 def _attributes(part: str, separator: str) -> dict[str, str]:
@@ -142,7 +146,9 @@ def _file(attributes: dict[str, str], name: str, example: str, base: Path | None
     return base / path
 
 
-def _pin_file(attributes: dict[str, str], base: Path | None) -> Path:
+def _pin_file(attributes: dict[str, str], base: Path | None) -> Path | None:
+    if "pin-source" not in attributes:
+        return None
     source = _text("pin-source", attributes.get("pin-source", ""))
     if not source.startswith("file:"):
         raise UriError("the PIN comes from a file only; write pin-source=file:/path/to/pin (mode 0600)")

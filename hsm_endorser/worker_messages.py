@@ -16,11 +16,22 @@ FRAME_LENGTH: Final = struct.Struct(">I")
 DIGEST_BYTES: Final = 32
 
 
+class Pin(msgspec.Struct, frozen=True):
+    """A PIN on its way to the worker; it never shows itself."""
+
+    value: str
+
+    def __repr__(self) -> str:
+        return "Pin(…)"
+
+
 class Open(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Load the module, find the token, log in once. What is None matches any token."""
 
     module: str
-    pin_file: str
+    pin_file: str | None
+    """Where the PIN stands; None when `pin` carries it."""
+    pin: Pin | None = None
     token: str | None
     manufacturer: str | None
     model: str | None
@@ -49,7 +60,15 @@ class Sign(msgspec.Struct, frozen=True, tag=True):
     inputs: list[bytes]
 
 
-Request = Open | ListKeys | Generate | Sign
+class SetPin(msgspec.Struct, frozen=True, tag=True):
+    """Change the user PIN (C_SetPIN). Each is given as itself, or as the file that it stands in."""
+
+    old: Pin | None
+    old_file: str | None
+    new: Pin
+
+
+Request = Open | ListKeys | Generate | Sign | SetPin
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -92,6 +111,10 @@ class Signatures(msgspec.Struct, frozen=True, tag=True):
     signatures: list[bytes]
 
 
+class PinSet(msgspec.Struct, frozen=True, tag=True):
+    """The token has the new PIN."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """What went wrong: the PKCS#11 return code (or a word of the worker's own), and text without secrets."""
 
@@ -99,7 +122,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
-Reply = Opened | Keys | Generated | Signatures | Failed
+Reply = Opened | Keys | Generated | Signatures | PinSet | Failed
 
 
 class NumberedRequest(msgspec.Struct, frozen=True, array_like=True):

@@ -16,6 +16,13 @@ class StoreError(LedgerError):
         super().__init__("store", message)
 
 
+class GenesisError(LedgerError):
+    """The genesis block that was given cannot be read, or the stored chain begins with another one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("other-genesis", message)
+
+
 class AuthorizationError(LedgerError):
     """A transaction that nobody on the whitelist stands behind.
 

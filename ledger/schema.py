@@ -24,7 +24,10 @@ SQLITE_PRAGMAS: Final = (
     "cache_size=-32768",  # KiB
     "wal_autocheckpoint=8000",  # pages of 4 KiB
 )
-FETCH_AGAIN: Final = "move the database away and let the service fetch the chain again"
+FETCH_AGAIN: Final = (
+    "restore it from a backup; a device or a peer may also move it away and fetch the chain again, "
+    "but never a management service: its record pool holds what it has acknowledged"
+)
 
 _WRITES: Final = "hsm_endorser_writes"
 

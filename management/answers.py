@@ -16,6 +16,7 @@ from ledger.memory import SignatureMemory
 from ledger.registry_view import RegistryView
 from management.errors import BadAnswerError
 from management.pool import Cast, CheckedTree
+from protocol import canonical
 from protocol.canonical import TxId
 from protocol.endorsement import MAX_LEAVES, Tree, Vote, check_tree, decode_head
 from protocol.errors import ProtocolError
@@ -109,7 +110,7 @@ def _verify_trees(
                 )
             key = registry.node_key(branch.node, head.key, device=device, height=height, time=time)
             memory.verify_head(branch.head, head, key)
-        checked = CheckedTree(tree, heads)
+        checked = CheckedTree(tree, heads, len(canonical.encode(tree)))
         for branch in tree.branches:
             leaves = branches.setdefault(branch.node, {})
             leaves.update((leaf, checked) for leaf in branch.leaves if isinstance(leaf, str))
@@ -125,7 +126,7 @@ def _place(answer: Answer, branches: Mapping[str, Mapping[str, CheckedTree]], de
     for vote in answer.votes:
         leaf, tree = _find(vote, branches, device)
         if vote.verdict == "approve":
-            approved[vote.node] = Cast(tree, leaf)
+            approved[vote.node] = Cast(tree, leaf, device)
         else:
             rejected[vote.node] = vote.reason
     return VerifiedAnswer(approved, rejected)

@@ -3,6 +3,7 @@
 The submission path takes raw bytes; a batch is one transaction a line. HTTP statuses are chosen here alone.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, Protocol
@@ -15,8 +16,10 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field
 
+from ledger.contracts.registry import NAME as REGISTRY
 from ledger.errors import LedgerError
 from ledger.replica import Replica
+from management.alarms import Alarms
 from management.answering import batch_body, status_members
 from management.ca import LONGEST_INVITATION_SECONDS, CertificateAuthority
 from management.device_client import DeviceClient
@@ -32,12 +35,15 @@ from management.errors import (
 from management.feed import Feed
 from management.intake import Intake
 from management.outcome import Refusal, Status
+from management.routing import Router
+from management.simulation import DeviceState, simulate
 from management.streaming import LineStream
 from protocol import canonical
 from protocol.canonical import TxId
 from transport import operations, problem
 from transport.operations import Readiness
 from transport.problem import ProblemError, problem_response
+from transport.stream import MEDIA_TYPE as NDJSON
 
 MOST_LINES: Final = 20_000
 """Most transactions in one batch."""
@@ -70,8 +76,11 @@ STATUS_OF: Final = {
 OTHERWISE: Final = 422
 
 JSON: Final = "application/json"
+PEM: Final = "application/x-pem-file"
+CRL: Final = "application/pkix-crl"
 TransactionId = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, Path(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NameInQuery = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 NameField = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 HeightInPath = Annotated[int, Path(ge=0, le=canonical.MAX_INTEGER)]
 HeightInQuery = Annotated[int, Query(alias="from", ge=0, le=canonical.MAX_INTEGER)]
@@ -86,6 +95,8 @@ class Center(Protocol):
     feed: Feed
     ca: CertificateAuthority
     devices: dict[str, DeviceClient]
+    router: Router
+    alarms: Alarms
     period_ms: int
     metrics_registry: CollectorRegistry
 
@@ -116,12 +127,14 @@ def public_app(center: Center) -> FastAPI:
     app = _app("hsm-endorser management", center)
     _add_submission(app, center)
     _add_chain(app, center)
+    _add_policies(app, center)
+    _add_routing(app, center)
     _add_ca(app, center)
     return app
 
 
 def _add_submission(app: FastAPI, center: Center) -> None:
-    @app.post("/v1/transactions", status_code=202, openapi_extra=_body(JSON), responses=_PROBLEMS)
+    @app.post("/v1/transactions", status_code=202, openapi_extra=_body(JSON), responses=_answered({200: JSON}))
     async def submit(request: Request, wait: Wait = 0.0) -> Response:
         """Take one transaction (the canonical bytes of its envelope): 202 means durably kept."""
         body = await request.body()
@@ -134,9 +147,7 @@ def _add_submission(app: FastAPI, center: Center) -> None:
             return problem_response(error.problem, error.headers)
         return _json(status_members(answer, _problem_members), 200 if answer.is_settled else 202)
 
-    @app.post(
-        "/v1/transactions:batch", status_code=202, openapi_extra=_body("application/x-ndjson"), responses=_PROBLEMS
-    )
+    @app.post("/v1/transactions:batch", status_code=202, openapi_extra=_body(NDJSON), responses=_PROBLEMS)
     async def submit_batch(request: Request) -> Response:
         """Take many transactions, one a line; each gets its own result, in order."""
         body = await request.body()
@@ -161,13 +172,13 @@ def _add_submission(app: FastAPI, center: Center) -> None:
 
 
 def _add_chain(app: FastAPI, center: Center) -> None:
-    @app.get("/v1/blocks", responses=_PROBLEMS)
+    @app.get("/v1/blocks", response_class=Response, responses=_answered({200: NDJSON}))
     async def blocks(start: HeightInQuery = 0) -> Response:
         """All blocks from a height on, one a line, for ever."""
         with _refusals():
             return LineStream(center.feed.subscribe("blocks", start))
 
-    @app.get("/v1/events", responses=_PROBLEMS)
+    @app.get("/v1/events", response_class=Response, responses=_answered({200: NDJSON}))
     async def events(start: HeightInQuery = 0) -> Response:
         """What became of each transaction of all blocks from a height on, a block a line, for ever."""
         with _refusals():
@@ -217,8 +228,44 @@ def _add_chain(app: FastAPI, center: Center) -> None:
         )
 
 
+def _add_policies(app: FastAPI, center: Center) -> None:
+    @app.get("/v1/policies/{kind}/simulation", responses=_PROBLEMS)
+    async def simulation(kind: Name, without: NameInQuery = None) -> Response:
+        """Whether a transaction of this type would be endorsed now, by whom, on which devices; or without a device."""
+        replica = center.replica
+        view = replica.registry
+        if kind.partition(".")[0] == REGISTRY:
+            raise ProblemError(422, "not-endorsed", "registry transactions are signed by administrators, not endorsed")
+        if without is not None and view.device(without) is None:
+            raise ProblemError(404, "unknown-device", f"the registry has no device {without}")
+        states = {
+            device.name: DeviceState(device.is_ready, device.reason, device.status.nodes if device.status else ())
+            for device in center.devices.values()
+        }
+        now = max(time.time_ns() // 1_000_000, replica.time)
+        found = simulate(kind, view, states, height=replica.height, time=now, without=without)
+        if found is None:
+            raise ProblemError(404, "no-policy", f"no policy says who endorses {kind}")
+        return _json(found)
+
+
+def _add_routing(app: FastAPI, center: Center) -> None:
+    @app.get("/v1/routes/{kind}", responses=_PROBLEMS)
+    async def route(kind: Name) -> Response:
+        """Whom the next transaction of this type goes to, and why: the candidates with their figures (E-7)."""
+        rule = None if kind.partition(".")[0] == REGISTRY else center.replica.registry.rule(kind)
+        if rule is None:
+            raise ProblemError(404, "no-policy", f"no policy says who endorses {kind}")
+        return _json(center.router.explain(kind, rule))
+
+    @app.get("/v1/alarms")
+    async def alarms() -> Response:
+        """What an operator must look into, newest first; the latest of this process (E-12)."""
+        return _json({"alarms": center.alarms.latest()})
+
+
 def _add_ca(app: FastAPI, center: Center) -> None:
-    @app.post("/v1/enrol", status_code=201, responses=_PROBLEMS)
+    @app.post("/v1/enrol", status_code=201, responses=_answered({202: JSON}))
     async def enrol(asked: EnrolRequest) -> Response:
         """A certificate for a CSR with a one-time secret, or 202 until an operator approves it."""
         with _refusals():
@@ -234,17 +281,17 @@ def _add_ca(app: FastAPI, center: Center) -> None:
         }
         return _json(members, 201)
 
-    @app.get("/v1/ca/certificate", responses=_PROBLEMS)
+    @app.get("/v1/ca/certificate", response_class=Response, responses=_answered({200: PEM}))
     async def ca_certificate() -> Response:
         """The CA's certificate (PEM)."""
         with _refusals():
-            return Response(_pem(center.ca.certificate), media_type="application/x-pem-file")
+            return Response(_pem(center.ca.certificate), media_type=PEM)
 
-    @app.get("/v1/ca/crl", responses=_PROBLEMS)
+    @app.get("/v1/ca/crl", response_class=Response, responses=_answered({200: CRL}))
     async def crl() -> Response:
         """The list of revoked certificates (DER)."""
         with _refusals():
-            return Response(await center.ca.crl(), media_type="application/pkix-crl")
+            return Response(await center.ca.crl(), media_type=CRL)
 
 
 def control_app(center: Center) -> FastAPI:
@@ -335,6 +382,18 @@ def _csr_pem(csr: bytes) -> str:
 
 def _body(media_type: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {media_type: {"schema": {"type": "string"}}}}}
+
+
+def _answered(media_types: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Statuses beside the usual one, or with another type of content; and the problems."""
+    described = {200: "as it stands", 202: "taken, and not finished yet"}
+    return {
+        **{
+            status: {"description": described[status], "content": {media_type: {}}}
+            for status, media_type in media_types.items()
+        },
+        **_PROBLEMS,
+    }
 
 
 _PROBLEM: Final = {"description": "A refusal (RFC 9457)", "content": {problem.MEDIA_TYPE: {}}}

@@ -1,5 +1,6 @@
 """The management service's configuration file (TOML); relative paths are relative to the file."""
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Final
@@ -14,16 +15,13 @@ FOLDER: Final = "folder"
 
 def _path(value: object, info: ValidationInfo) -> object:
     folder = (info.context or {}).get(FOLDER, Path())
-    return folder / value if isinstance(value, str) else value
+    return Path(os.path.normpath(folder / value)) if isinstance(value, str) else value
 
 
 def _address(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str):
         return value
-    address = Address.parse(value)
-    if address.path:
-        return Address(path=(info.context or {}).get(FOLDER, Path()) / address.path)
-    return address
+    return Address.parse(value).within((info.context or {}).get(FOLDER, Path()))
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -61,6 +59,10 @@ class Config(_Model):
     """After this time without transactions an empty block is cut, in milliseconds."""
     endorsement_ms: Annotated[int, Field(ge=100, le=600_000)] = 10_000
     """A transaction whose policy is not satisfied within this time of the first question has failed."""
+    hedge_ms: Annotated[int, Field(ge=50, le=60_000)] = 1_000
+    """A device that owes an answer for so long is silent: others are asked too (requirement E-12)."""
+    silence_ms: Annotated[int, Field(ge=100, le=600_000)] = 1_750
+    """A transaction for which only silent devices are left has failed so long after the first question."""
     pool_limit: Annotated[int, Field(ge=1, le=10_000_000)] = 50_000
     """Most transactions in the record pool; beyond it, intake answers 429."""
     block_transactions: Annotated[int, Field(ge=1, le=65_536)] = 2_000

@@ -2,6 +2,8 @@
 
 The result is data: who approved, who refused, who is missing, every device tried and what it said. There is no
 task for a single transaction: answers come in batches, and one tick looks after those that nobody could vote on.
+
+Who owes an answer for too long is passed over: another device is asked besides, and whichever answers counts.
 """
 
 import asyncio
@@ -13,85 +15,109 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from ledger.registry_view import RegistryView
+from ledger.endorsement_rule import EndorsementRule
 from ledger.replica import Replica
+from management.alarms import Alarms
 from management.answers import VerifiedAnswer
 from management.device_client import Ask, Outcome
 from management.errors import DeviceRefusedError, ManagementError
 from management.metrics import Metrics
 from management.outcome import Refusal, Tried
 from management.pool import Cast, Endorsed, Pool, Record
-from management.routing import Assignment, Endpoint, Strategy
+from management.refusing import endorsement_refused, endorsement_unavailable, no_policy
+from management.routing import Assignment, Candidate, Need, Place, Router
 from protocol.canonical import TxId
-from protocol.policy import Policy, PolicyResult
+from protocol.policy import PolicyResult
 
 RETRY_SECONDS: Final = 1.0
-TICK_SECONDS: Final = 0.25
+TICK_SECONDS: Final = 0.1
 MOST_TRIED: Final = 32
 """How many answers of devices are kept for one transaction."""
+REMEMBERED: Final = 65_536
+"""How many endorsed transactions are remembered, so that a late reject is known for what it is."""
+CACHE: Final = 4096
 
 _log = structlog.get_logger()
 
 
-class Endorser(Endpoint, Protocol):
+class Endorser(Candidate, Protocol):
     """A device that can be asked for votes."""
-
-    reason: str
-
-    @property
-    def has_room(self) -> bool:
-        """Whether more may be put before it."""
-        ...
 
     def put(self, ask: Ask) -> None:
         """Ask for votes."""
         ...
 
 
+class Patience(msgspec.Struct, frozen=True):
+    """How long is waited, in seconds, from the first question on; and from it when all that is left is silent."""
+
+    deadline: float
+    silence: float
+
+
 class Gathering(msgspec.Struct, eq=False):
-    """The votes on one transaction so far. Times are monotonic seconds."""
+    """The votes on one transaction so far. Times are monotonic seconds; zero stands for not yet."""
 
     record: Record
-    approved: dict[str, Cast] = {}
+    approved: dict[str, dict[str, Cast]] = {}
+    """By node and device."""
     rejected: dict[str, str] = {}
-    asked: dict[str, str] = {}
-    failed: set[str] = set()
+    asked: set[Place] = set()
+    late: set[Place] = set()
+    """Asked, and silent for too long; an answer may still come."""
+    failed: set[Place] = set()
     tried: list[Tried] = []
-    deadline: float = 0.0
+    begun: float = 0.0
+    asked_at: float = 0.0
     retry: float = 0.0
+
+    @property
+    def places(self) -> frozenset[Place]:
+        """Where nodes approved."""
+        return frozenset((node, device) for node, devices in self.approved.items() for device in devices)
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """How the votes stand, and, when they satisfy the policy, which of them are enough."""
+
+    result: PolicyResult
+    enough: Mapping[str, str]
 
 
 class Endorsing:
-    """Asks devices through a routing strategy, and hands endorsed transactions to the pool."""
+    """Asks devices through the router, and hands endorsed transactions to the pool."""
 
     def __init__(
         self,
         replica: Replica,
         pool: Pool,
-        strategy: Strategy,
+        router: Router,
         devices: Mapping[str, Endorser],
         *,
         let_go: Callable[[Sequence[tuple[Record, Refusal]]], None],
+        alarms: Alarms,
         metrics: Metrics,
-        deadline_seconds: float,
+        patience: Patience,
     ) -> None:
         self._replica = replica
         self._pool = pool
-        self._strategy = strategy
+        self._router = router
         self._devices = devices
         self._let_go = let_go
+        self._alarms = alarms
         self._metrics = metrics
-        self._deadline_seconds = deadline_seconds
+        self._patience = patience
         self._queue: deque[Gathering] = deque()
         self._gatherings: dict[TxId, Gathering] = {}
         self._stalled: dict[TxId, Gathering] = {}
-        self._results: dict[tuple[str, frozenset[str], frozenset[str]], PolicyResult] = {}
-        self._results_for = ""
+        self._endorsed: dict[TxId, None] = {}
+        self._judged: dict[tuple[EndorsementRule, frozenset[Place], frozenset[str]], Judged] = {}
 
     def add(self, records: Iterable[Record]) -> None:
         """Gather votes for these, from the beginning."""
+        now = time.monotonic()
         for record in records:
-            gathering = Gathering(record)
+            gathering = Gathering(record, begun=now)
             self._gatherings[record.id] = gathering
             self._queue.append(gathering)
         self._pump()
@@ -102,9 +128,15 @@ class Endorsing:
             self._tick()
             await asyncio.sleep(TICK_SECONDS)
 
+    def is_wanted(self, ask: Ask) -> bool:
+        """Whether votes on this are still of use."""
+        gathering = self._gatherings.get(ask.record.id)
+        return gathering is not None and gathering.record is ask.record
+
     def on_answers(self, device: str, asks: Sequence[Ask], outcome: Outcome) -> None:
         """What a device answered to a batch, verified; or why there is no answer to any of it."""
-        verdicts = {"approve": 0, "reject": 0, "late": 0}
+        verdicts = {"approve": 0, "reject": 0}
+        discarded = 0
         touched: list[Gathering] = []
         answers = [None] * len(asks) if isinstance(outcome, ManagementError) else outcome
         for ask, answer in zip(asks, answers, strict=True):
@@ -113,19 +145,37 @@ class Endorsing:
                 verdicts["reject"] += len(answer.rejected)
             gathering = self._gatherings.get(ask.record.id)
             if gathering is None or gathering.record is not ask.record:
-                if answer is not None and answer.rejected:
-                    verdicts["late"] += len(answer.rejected)
-                    _log.error("a reject came late", device=device, transaction=ask.record.id, votes=answer.rejected)
+                if answer is not None:
+                    discarded += 1
+                    self._on_late(device, ask.record, answer)
                 continue
             for node in ask.nodes:
-                gathering.asked.pop(node, None)
-            _note(gathering, device, ask.nodes, outcome if isinstance(outcome, ManagementError) else answer)
+                gathering.asked.discard((node, device))
+                gathering.late.discard((node, device))
+            self._note(gathering, device, ask.nodes, outcome if isinstance(outcome, ManagementError) else answer)
             touched.append(gathering)
-        for verdict in ("approve", "reject"):
-            self._metrics.votes.labels(device, verdict).inc(verdicts[verdict])
-        self._metrics.late_rejects.labels(device).inc(verdicts["late"])
+        for verdict, count in verdicts.items():
+            self._metrics.votes.labels(device, verdict).inc(count)
+        self._metrics.discarded.labels(device).inc(discarded)
         self._judge(touched)
         self._pump()
+
+    def on_silent(self, device: str, asks: Sequence[Ask], seconds: float) -> None:
+        """A device owes these answers for so long that others are asked too."""
+        touched: list[Gathering] = []
+        for ask in asks:
+            gathering = self._gatherings.get(ask.record.id)
+            places = {(node, device) for node in ask.nodes}
+            if gathering is None or gathering.record is not ask.record or not places <= gathering.asked:
+                continue
+            gathering.late |= places
+            _tell(gathering, Tried(device, ask.nodes, "silent", f"no answer within {seconds:.1f} s"))
+            touched.append(gathering)
+        if touched:
+            _log.warning("a device is silent; others are asked", device=device, transactions=len(touched))
+            self._metrics.hedged.labels(device).inc(len(touched))
+            self._judge(touched)
+            self._pump()
 
     def _pump(self) -> None:
         """Send what waits for its first request, as long as devices have room."""
@@ -133,18 +183,20 @@ class Endorsing:
         without_policy: list[tuple[Record, Refusal]] = []
         while self._queue:
             gathering = self._queue[0]
-            policy = view.policy(gathering.record.transaction.kind)
-            if policy is None:
-                without_policy.append((gathering.record, _no_policy(gathering.record)))
+            rule = view.rule(gathering.record.transaction.kind)
+            if rule is None:
+                without_policy.append((gathering.record, no_policy(gathering.record)))
                 self._gatherings.pop(gathering.record.id, None)
             else:
-                assignment = self._strategy.assign(policy, view)
-                if assignment is None:
-                    self._stall(gathering)
-                elif all(self._devices[device].has_room for device, _ in assignment):
+                assignment = self._router.choose(rule)
+                if assignment is not None:
                     self._ask(gathering, assignment)
-                else:
+                    for device, nodes in self._router.besides(rule, assignment):
+                        self._devices[device].put(Ask(gathering.record, nodes))
+                elif any(device.is_ready and not device.has_room for device in self._devices.values()):
                     break  # the clock of those behind has not begun
+                else:
+                    self._stall(gathering)
             self._queue.popleft()
         self._let_go(without_policy)
 
@@ -153,71 +205,83 @@ class Endorsing:
         view = self._replica.registry
         endorsed: list[Endorsed] = []
         ended: list[tuple[Record, Refusal]] = []
+        now = time.monotonic()
         for gathering in gatherings:
             record = gathering.record
-            policy = view.policy(record.transaction.kind)
-            if policy is None:
-                ended.append((record, _no_policy(record)))
+            rule = view.rule(record.transaction.kind)
+            if rule is None:
+                ended.append((record, no_policy(record)))
                 continue
-            result = self._evaluate(policy, view, gathering)
-            if result.satisfied:
-                endorsed.append(Endorsed(record, gathering.approved))
-            elif not result.possible:
-                ended.append((record, _endorsement_refused(policy, result, gathering)))
-            elif not gathering.asked or gathering.rejected or gathering.failed:
-                self._ask_more(gathering, policy, view)  # else others are asked already
+            judged = self._evaluate(rule, gathering)
+            if judged.result.satisfied:
+                casts = {node: gathering.approved[node][device] for node, device in judged.enough.items()}
+                endorsed.append(Endorsed(record, casts))
+                self._metrics.time_to_endorse.observe(now - gathering.begun)
+            elif not judged.result.possible:
+                ended.append((record, endorsement_refused(record, rule, judged.result, gathering)))
+            elif gathering.asked == gathering.late or gathering.rejected or gathering.failed or gathering.late:
+                self._ask_more(gathering, rule)  # else others are asked already
         for record in (*(each.record for each in endorsed), *(record for record, _ in ended)):
             self._gatherings.pop(record.id, None)
             self._stalled.pop(record.id, None)
         if endorsed:
+            self._remember(each.record.id for each in endorsed)
             self._pool.put(endorsed)
         self._let_go(ended)
 
-    def _evaluate(self, policy: Policy, view: RegistryView, gathering: Gathering) -> PolicyResult:
-        if self._results_for != view.root or len(self._results) > 4096:  # noqa: PLR2004
-            self._results, self._results_for = {}, view.root
-        case = (policy.text, frozenset(gathering.approved), frozenset(gathering.rejected))
-        result = self._results.get(case)
-        if result is None:
-            result = self._results[case] = policy.evaluate(view.node_names, case[1], case[2])
-        return result
+    def _evaluate(self, rule: EndorsementRule, gathering: Gathering) -> Judged:
+        case = (rule, gathering.places, frozenset(gathering.rejected))
+        judged = self._judged.get(case)
+        if judged is None:
+            if len(self._judged) >= CACHE:
+                self._judged.clear()
+            # Where tokens count, a device without an entry vouches for none.
+            known = rule.token_of if rule.distinct_devices else self._devices
+            devices = {node: tuple(sorted(known.keys() & casts.keys())) for node, casts in gathering.approved.items()}
+            devices = {node: some for node, some in devices.items() if some}
+            result = rule.evaluate(devices, case[2])
+            judged = self._judged[case] = Judged(result, (rule.choose(devices) or {}) if result.satisfied else {})
+        return judged
 
-    def _ask_more(self, gathering: Gathering, policy: Policy, view: RegistryView) -> None:
-        assignment = self._strategy.assign(
-            policy,
-            view,
-            approved=gathering.approved.keys() | gathering.asked.keys(),
-            excluded=gathering.rejected.keys() | gathering.failed,
+    def _ask_more(self, gathering: Gathering, rule: EndorsementRule) -> None:
+        open_ones = gathering.asked - gathering.late
+        assignment = self._router.choose(
+            rule,
+            Need(
+                voted=gathering.places | open_ones,
+                refused=frozenset(gathering.rejected),
+                failed=frozenset(gathering.failed | gathering.late),
+            ),
         )
         if assignment:
             self._ask(gathering, assignment)
-        elif not gathering.asked:
+        elif open_ones:
+            self._stalled.pop(gathering.record.id, None)
+        else:
             self._stall(gathering)
 
     def _ask(self, gathering: Gathering, assignment: Assignment) -> None:
-        if not gathering.deadline:
-            gathering.deadline = time.monotonic() + self._deadline_seconds
+        if not gathering.asked_at:
+            gathering.asked_at = time.monotonic()
         self._stalled.pop(gathering.record.id, None)
         for device, nodes in assignment:
-            for node in nodes:
-                gathering.asked[node] = device
+            gathering.asked.update((node, device) for node in nodes)
             self._devices[device].put(Ask(gathering.record, nodes))
+            self._metrics.chosen.labels(device).inc()
 
     def _stall(self, gathering: Gathering) -> None:
         """Nobody ready could satisfy the policy now: try again for as long as there is time."""
         now = time.monotonic()
-        if not gathering.deadline:
-            gathering.deadline = now + self._deadline_seconds
+        if not gathering.asked_at:
+            gathering.asked_at = now
         gathering.retry = now + RETRY_SECONDS
         self._stalled[gathering.record.id] = gathering
 
     def _tick(self) -> None:
         now = time.monotonic()
-        view = self._replica.registry
-        late = [gathering for gathering in self._stalled.values() if now >= gathering.deadline]
         ended: list[tuple[Record, Refusal]] = []
-        for gathering in late:
-            ended.append((gathering.record, self._unavailable(gathering, view)))
+        for gathering in [each for each in self._stalled.values() if now >= self._end_of(each)]:
+            ended.append((gathering.record, self._unavailable(gathering)))
             self._gatherings.pop(gathering.record.id, None)
             del self._stalled[gathering.record.id]
         self._let_go(ended)
@@ -227,76 +291,63 @@ class Endorsing:
         self._judge(again)
         self._pump()
 
-    def _unavailable(self, gathering: Gathering, view: RegistryView) -> Refusal:
-        policy = view.policy(gathering.record.transaction.kind)
-        if policy is None:
-            return _no_policy(gathering.record)
-        result = self._evaluate(policy, view, gathering)
-        tried = list(gathering.tried)
-        spoken = {each.device for each in tried}
-        for node in result.missing:
-            for name in view.devices_of(node):
-                device = self._devices.get(name)
-                if name not in spoken and not (device and device.is_ready):
-                    reason = device.reason if device else "not configured here"
-                    tried.append(Tried(name, (node,), "not-ready", reason))
-        return Refusal(
-            code="endorsement-unavailable",
-            detail=(
-                f"{policy.text} was not satisfied within {self._deadline_seconds:.0f} s: approved by "
-                f"{', '.join(result.approved) or 'nobody'}, missing {', '.join(result.missing) or 'nobody'}; "
-                "send it again later"
-            ),
-            devices=tuple(tried),
-            transaction=gathering.record.id,
+    def _end_of(self, gathering: Gathering) -> float:
+        """Whoever is away may come back within the deadline; of who took a request and is silent, less is hoped for."""
+        return gathering.asked_at + (self._patience.silence if gathering.late else self._patience.deadline)
+
+    def _unavailable(self, gathering: Gathering) -> Refusal:
+        rule = self._replica.registry.rule(gathering.record.transaction.kind)
+        if rule is None:
+            return no_policy(gathering.record)
+        seconds = time.monotonic() - gathering.asked_at
+        result = self._evaluate(rule, gathering).result
+        return endorsement_unavailable(
+            gathering.record, rule, result, gathering, devices=self._devices, seconds=seconds
         )
 
+    def _remember(self, transactions: Iterable[TxId]) -> None:
+        self._endorsed.update(dict.fromkeys(transactions))
+        while len(self._endorsed) > REMEMBERED:
+            del self._endorsed[next(iter(self._endorsed))]
 
-def _note(
-    gathering: Gathering, device: str, nodes: tuple[str, ...], said: VerifiedAnswer | ManagementError | None
-) -> None:
-    """Keep what a device said."""
-    if isinstance(said, VerifiedAnswer) and said.failure is None:
-        gathering.approved.update(said.approved)
-        gathering.rejected.update(said.rejected)
-        for node in said.rejected.keys() & gathering.approved.keys():
-            del gathering.approved[node]  # who says both, refuses
-        if not said.rejected:
+    def _on_late(self, device: str, record: Record, answer: VerifiedAnswer) -> None:
+        """An answer that nobody waits for is discarded; a reject of what was endorsed without it is an alarm."""
+        if not answer.rejected or record.id not in self._endorsed:
             return
-        for node, reason in said.rejected.items():
-            tried = Tried(device, (node,), "reject", reason)
-            if len(gathering.tried) < MOST_TRIED:
-                gathering.tried.append(tried)
-        return
-    gathering.failed.update(nodes)
-    if isinstance(said, VerifiedAnswer) and said.failure is not None:
-        tried = Tried(device, nodes, said.failure.code, said.failure.detail)
-    else:
-        code = said.said if isinstance(said, DeviceRefusedError) else getattr(said, "code", "no-answer")
-        tried = Tried(device, nodes, code, str(said))
+        self._metrics.late_rejects.labels(device).inc(len(answer.rejected))
+        votes = ", ".join(f"{node} says {reason}" for node, reason in sorted(answer.rejected.items()))
+        state = "it waits for its block" if self._pool.find(record.id) is record else "it is in a block"
+        detail = f"{votes}, after the transaction was endorsed without that vote; {state}; compare the nodes' replicas"
+        self._alarms.raise_alarm("late-reject", device, tuple(sorted(answer.rejected)), record.id, detail)
+
+    def _note(
+        self,
+        gathering: Gathering,
+        device: str,
+        nodes: tuple[str, ...],
+        said: VerifiedAnswer | ManagementError | None,
+    ) -> None:
+        """Keep what a device said."""
+        if isinstance(said, VerifiedAnswer) and said.failure is None:
+            for node, cast in said.approved.items():
+                gathering.approved.setdefault(node, {})[device] = cast
+            for node, reason in said.rejected.items():
+                gathering.rejected[node] = reason
+                _tell(gathering, Tried(device, (node,), "reject", reason))
+            # Who says both, in whichever order and on whichever devices, refuses (requirement E-22).
+            for node in gathering.rejected.keys() & gathering.approved.keys():
+                others = sorted({device, *gathering.approved.pop(node)})
+                detail = f"node {node} approves and rejects ({gathering.rejected[node]}) on {', '.join(others)}"
+                self._alarms.raise_alarm("disagreement", device, (node,), gathering.record.id, detail)
+            return
+        gathering.failed.update((node, device) for node in nodes)
+        if isinstance(said, VerifiedAnswer) and said.failure is not None:
+            _tell(gathering, Tried(device, nodes, said.failure.code, said.failure.detail))
+        else:
+            code = said.said if isinstance(said, DeviceRefusedError) else getattr(said, "code", "no-answer")
+            _tell(gathering, Tried(device, nodes, code, str(said)))
+
+
+def _tell(gathering: Gathering, tried: Tried) -> None:
     if len(gathering.tried) < MOST_TRIED and tried not in gathering.tried:
         gathering.tried.append(tried)
-
-
-def _endorsement_refused(policy: Policy, result: PolicyResult, gathering: Gathering) -> Refusal:
-    reasons = sorted(set(gathering.rejected.values()))
-    return Refusal(
-        code="endorsement-refused",
-        detail=(
-            f"{policy.text} cannot be satisfied any more: "
-            f"{', '.join(f'{node} says {reason}' for node, reason in sorted(gathering.rejected.items()))}; "
-            f"approved by {', '.join(result.approved) or 'nobody'}"
-        ),
-        final=True,
-        reason=reasons[0] if len(reasons) == 1 else None,
-        devices=tuple(gathering.tried),
-        transaction=gathering.record.id,
-    )
-
-
-def _no_policy(record: Record) -> Refusal:
-    return Refusal(
-        code="no-policy",
-        detail=f"no endorsement policy covers {record.transaction.kind} any more",
-        transaction=record.id,
-    )

@@ -5,6 +5,7 @@ from typing import Final, Literal
 import msgspec
 import sqlalchemy as sa
 
+from ledger.schema import writing
 from management.errors import BusyError, EnrolmentError
 from management.records import RecordStore
 from management.schema import enrolments
@@ -48,7 +49,7 @@ class Enrolments:
     def put(self, enrolment: Enrolment) -> None:
         """Keep an enrolment as it stands now, durably."""
         values = msgspec.structs.asdict(enrolment)
-        with self._store.write_lock, self._store.engine.begin() as connection:
+        with self._store.write_lock, writing(self._store.engine) as connection:
             changed = connection.execute(
                 sa.update(enrolments).where(enrolments.c.name == enrolment.name).values(values)
             )

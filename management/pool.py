@@ -22,17 +22,16 @@ class CheckedTree(msgspec.Struct, frozen=True, eq=False):
 
     tree: Tree
     heads: tuple[TreeHead, ...]
-
-    def head_of(self, node: str) -> TreeHead:
-        """The head that the node's key signed."""
-        return next(head for head in self.heads if head.node == node)
+    size: int
+    """How many bytes it takes in a block at most."""
 
 
 class Cast(msgspec.Struct, frozen=True, eq=False):
-    """A verified approval: in which tree it stands, under which leaf hash (hexadecimal)."""
+    """A verified approval: in which tree it stands, under which leaf hash (hexadecimal), from which device."""
 
     tree: CheckedTree
     leaf: str
+    device: str
 
 
 class Record(msgspec.Struct, eq=False):

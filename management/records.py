@@ -90,7 +90,7 @@ class RecordStore:
         retried = [row.transaction.id for row in taken if row.transaction.id in known.refused]
         for transaction in retried:
             del known.refused[transaction]
-        with self.write_lock, self.engine.begin() as connection:
+        with self.write_lock, chain_schema.writing(self.engine) as connection:
             if taken:
                 connection.exec_driver_sql(*_many(self.engine, sa.insert(records), [_values(row) for row in taken]))
             self._forget_refusals(connection, [*retried, *(each.transaction for each in work.settlements)])
@@ -130,7 +130,7 @@ class RecordStore:
             "authentication": block.authentication,
             "body": body,
         }
-        with self.write_lock, self.engine.begin() as connection:
+        with self.write_lock, chain_schema.writing(self.engine) as connection:
             connection.execute(sa.insert(decided), row)
 
     def undecided_body(self, height: int) -> bytes | None:

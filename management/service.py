@@ -9,15 +9,16 @@ from typing import Any, Final
 import structlog
 
 from ledger.contracts.registry import NAME as REGISTRY
-from ledger.errors import AuthorizationError
+from ledger.errors import AuthorizationError, GenesisError
+from ledger.opening import open_or_begin
 from ledger.replica import Replica
-from ledger.store import ChainStore, url_of
+from management.alarms import Alarms
 from management.app import control_app, public_app
 from management.blocks import Blocks
 from management.ca import CertificateAuthority
 from management.config import Config
 from management.device_client import DeviceClient
-from management.endorsing import Endorsing
+from management.endorsing import Endorsing, Patience
 from management.enrolments import Enrolments
 from management.errors import ConfigError
 from management.feed import Feed
@@ -25,12 +26,16 @@ from management.group_commit import GroupCommit
 from management.intake import Intake
 from management.metrics import Metrics
 from management.outcome import ALREADY_EXECUTED, Refusal
+from management.partitioned import PartitionedStrategy
 from management.pool import Endorsed, Pool, Record
 from management.records import RecordStore
-from management.routing import Partitioned
+from management.replicated import ReplicatedStrategy
+from management.rotation import RotationStrategy
+from management.routing import Router
 from management.settling import Settling
 from management.signer import HeaderSigner
 from management.waiters import Waiters
+from protocol.registry import Partitioned, Replicated, Rotation
 from protocol.transaction import Transaction
 from transport import listen
 from transport.operations import Readiness
@@ -58,22 +63,11 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
 
 def open_chain(config: Config) -> tuple[RecordStore, Replica]:
     """The chain and the record pool in the configured database; at the very first start, from genesis."""
-    url = url_of(config.database)
-    if config.database.exists():
-        store = ChainStore.open(url)
-        replica = Replica.open(store) if store.height() >= 0 else _create(store, config)
-    else:
-        store = ChainStore.create(url)
-        replica = _create(store, config)
-    return RecordStore.open(store), replica
-
-
-def _create(store: ChainStore, config: Config) -> Replica:
     try:
-        genesis = config.genesis.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read the genesis block {config.genesis}: {error.strerror}") from None
-    return Replica.create(store, genesis)
+        replica = open_or_begin(config.database, config.genesis)
+    except GenesisError as error:
+        raise ConfigError(str(error)) from None
+    return RecordStore.open(replica.store), replica
 
 
 class Center:
@@ -94,14 +88,20 @@ class Center:
         self._group = GroupCommit(records, self.metrics)
         self._settling = Settling(self.pool, self._group, self.waiters, self.metrics)
         self.devices: dict[str, DeviceClient] = {}
+        self.alarms = Alarms(self.metrics)
+        self.router = Router(
+            self.devices,
+            {Partitioned: PartitionedStrategy(), Replicated: ReplicatedStrategy(), Rotation: RotationStrategy()},
+        )
         self._endorsing = Endorsing(
             replica,
             self.pool,
-            Partitioned(self.devices),
+            self.router,
             self.devices,
             let_go=self._settling.let_go,
+            alarms=self.alarms,
             metrics=self.metrics,
-            deadline_seconds=config.endorsement_ms / 1000,
+            patience=Patience(config.endorsement_ms / 1000, min(config.endorsement_ms, config.silence_ms) / 1000),
         )
         self.devices.update(
             (
@@ -112,7 +112,8 @@ class Center:
                     replica,
                     checkers=self._checkers,
                     metrics=self.metrics,
-                    on_answers=self._endorsing.on_answers,
+                    listener=self._endorsing,
+                    hedge_seconds=config.hedge_ms / 1000,
                 ),
             )
             for device in config.devices
@@ -210,11 +211,8 @@ class Center:
     def _unsatisfiable(self) -> str:
         """The policies that the devices that are ready cannot satisfy."""
         view = self.replica.registry
-        router = Partitioned(self.devices)
         kinds = sorted(key.partition("/")[2] for key in view.entries if key.startswith("policy/"))
-        unmet = [
-            kind for kind in kinds if (policy := view.policy(kind)) is not None and not router.assign(policy, view)
-        ]
+        unmet = [kind for kind in kinds if (rule := view.rule(kind)) is not None and not self.router.can_serve(rule)]
         return f"too few devices are ready for {', '.join(unmet)}" if unmet else ""
 
     async def _until_over(self, stopping: "asyncio.Task[bool]", tasks: list["asyncio.Task[None]"]) -> None:

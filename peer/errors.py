@@ -6,11 +6,7 @@ class PeerError(Exception):
 
 
 class ConfigError(PeerError):
-    """A configuration file that cannot be used; the message names the file and the field."""
-
-
-class GenesisMismatchError(PeerError):
-    """The stored chain does not begin with the configured genesis block."""
+    """A configuration that cannot be used; the message names the file, and the field where it is one."""
 
 
 class UnknownError(PeerError):

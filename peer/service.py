@@ -3,15 +3,17 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+from ledger.errors import GenesisError
+from ledger.opening import open_or_begin
 from ledger.replica import Replica
-from ledger.store import ChainStore
 from peer.app import create_app
 from peer.config import Config
-from peer.errors import ConfigError, GenesisMismatchError
+from peer.errors import ConfigError
 from peer.follower import Follower
 from peer.metrics import Metrics
 from peer.queries import Queries
 from transport import listen
+from transport.service import run_together
 
 
 async def serve(config: Config, stop: asyncio.Event) -> None:
@@ -29,44 +31,20 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
 
 
 def open_replica(config: Config) -> Replica:
-    """The stored chain, or a new one from the genesis block; raises `GenesisMismatchError` for another chain's."""
+    """The stored chain, or a new one from the genesis block; raises `ConfigError` for another chain's."""
     try:
-        genesis = config.genesis.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read the genesis block {config.genesis}: {error.strerror}") from None
-    url = config.database_url
-    store = ChainStore.open(url) if config.database.exists() else ChainStore.create(url)
-    first = store.block(0)
-    if first is None:  # new, or the process was killed before block 0 was written
-        return Replica.create(store, genesis)
-    if first != genesis:
-        store.close()
-        raise GenesisMismatchError(
-            f"{config.database} holds a chain that does not begin with {config.genesis}; "
-            "name the right genesis file, or move the database away and start again to fetch the chain anew"
-        )
-    return Replica.open(store)
+        return open_or_begin(config.database, config.genesis)
+    except GenesisError as error:
+        raise ConfigError(str(error)) from None
 
 
 async def _run(config: Config, replica: Replica, ledger: ThreadPoolExecutor, stop: asyncio.Event) -> None:
     metrics = Metrics()
     follower = Follower(replica, ledger, config.sources, metrics)
     app = create_app(config.name, replica.network, follower, Queries(replica.store), metrics)
-    ending = asyncio.Event()  # set by `stop`, or when either part fails
-    parts = {
-        asyncio.create_task(listen.serve(app, list(config.listen), ending)),
-        asyncio.create_task(_follow(follower, ending)),
-    }
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopping.cancel()
-        ending.set()
-        results = await asyncio.gather(*parts, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    ending = asyncio.Event()
+    parts = (listen.serve(app, list(config.listen), ending), _follow(follower, ending))
+    await run_together(parts, stop, ending)
 
 
 async def _follow(follower: Follower, ending: asyncio.Event) -> None:

@@ -117,8 +117,7 @@ def unsigned(header: Header, transactions: Sequence[Transaction], trees: Sequenc
 
 def decode_header(envelope: Envelope) -> Header:
     """The header in an envelope, not yet verified; raises `MalformedError`."""
-    if envelope.payload_type != PAYLOAD_TYPE:
-        raise MalformedError(f"payload type {envelope.payload_type!r} where {PAYLOAD_TYPE!r} is expected")
+    envelope.require_type(PAYLOAD_TYPE)
     return canonical.decode(envelope.payload, _header_decoder)
 
 
@@ -127,11 +126,11 @@ def verify_header(envelope: Envelope, centers: Sequence[PublicKey], needed: int)
 
     Raises `BadSignatureError`. One center counts once.
     """
-    known = {key.id: key for key in centers}
+    known: dict[str, PublicKey] = {key.id: key for key in centers}
     signed: set[str] = set()
     message = pae(PAYLOAD_TYPE, envelope.payload)
     for signature in envelope.signatures:
-        key = known.get(signature.keyid)  # type: ignore[call-overload]
+        key = known.get(signature.keyid)
         if key is None:
             raise BadSignatureError(f"the header is signed by key {signature.keyid[:16]}…, which is no center's")
         key.verify(signature.sig, message, low_s=True)

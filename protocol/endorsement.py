@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from protocol import canonical, merkle
-from protocol.canonical import Digest, Height, KeyId, Name, TxId
+from protocol.canonical import Digest, Height, Name, TxId
 from protocol.envelope import PREFIX, Envelope, pae
 from protocol.errors import BadProofError, BadSignatureError, MalformedError
 from protocol.keys import PublicKey
@@ -131,8 +131,7 @@ class Endorsement(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=T
 
 def decode_head(envelope: Envelope) -> TreeHead:
     """The tree head in an envelope, not yet verified; raises `MalformedError`."""
-    if envelope.payload_type != PAYLOAD_TYPE:
-        raise MalformedError(f"payload type {envelope.payload_type!r} where {PAYLOAD_TYPE!r} is expected")
+    envelope.require_type(PAYLOAD_TYPE)
     return canonical.decode(envelope.payload, _head_decoder)
 
 
@@ -175,11 +174,6 @@ def endorsements(tree: Tree, leaves: Sequence[bytes], votes: Iterable[Vote]) -> 
         path = tuple(h.hex() for h in merkle.inclusion_proof(leaves, index))
         proven.append(Endorsement(vote, index, path, heads[vote.node]))
     return proven
-
-
-def key_of(head: TreeHead) -> KeyId:
-    """The id of the key that a head names."""
-    return KeyId(head.key)
 
 
 _head_decoder = msgspec.json.Decoder(TreeHead)

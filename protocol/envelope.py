@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import msgspec
 
 from protocol.canonical import Digest
+from protocol.errors import MalformedError
 
 MAX_SIGNATURES: Final = 32
 
@@ -31,6 +32,11 @@ class Envelope(
     payload: bytes
     payload_type: Annotated[str, msgspec.Meta(max_length=128)]
     signatures: Annotated[tuple[Signature, ...], msgspec.Meta(max_length=MAX_SIGNATURES)]
+
+    def require_type(self, expected: str) -> None:
+        """Refuse a payload of another type; raises `MalformedError`."""
+        if self.payload_type != expected:
+            raise MalformedError(f"payload type {self.payload_type!r} where {expected!r} is expected")
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:

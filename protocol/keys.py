@@ -11,6 +11,7 @@ from typing import Final, Literal
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from protocol.canonical import KeyId
 from protocol.errors import BadSignatureError, UnacceptableKeyError
@@ -62,6 +63,11 @@ class PublicKey:
         than ECDSA P-256, RSA (2048 bits and more) or Ed25519, or not in DER's one form (requirement E-18).
         """
         return _load(bytes(spki))
+
+    @staticmethod
+    def of(key: PublicKeyTypes) -> "PublicKey":
+        """The same for a key that `cryptography` has read, from a certificate, a CSR or a token."""
+        return _load(_spki(key))
 
     def verify(self, signature: bytes, message: bytes, *, low_s: bool = False) -> None:
         """Return when `signature` is this key's over `message`; raise `BadSignatureError` otherwise.
@@ -135,7 +141,7 @@ def signing_input(scheme: Scheme, message: bytes) -> bytes:
 def _load(spki: bytes) -> PublicKey:
     try:
         key = serialization.load_der_public_key(spki)
-        again = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        again = _spki(key)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise UnacceptableKeyError(f"no usable SubjectPublicKeyInfo: {error}") from None
     if again != spki:
@@ -151,6 +157,10 @@ def _load(spki: bytes) -> PublicKey:
         _check_ed25519(key.public_bytes_raw())
         return PublicKey(spki, "ed25519", key)
     raise UnacceptableKeyError(f"{type(key).__name__} where ECDSA P-256, RSA or Ed25519 is expected")
+
+
+def _spki(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _check_rsa(key: rsa.RSAPublicKey) -> None:

@@ -93,6 +93,10 @@ class DeviceStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
     queued: int
     token_restarts: int
+    batch_microseconds: int = 0
+    """Time of a batch from its taking to its answers, exponentially weighted; zero while there was none."""
+    failed_permille: int = 0
+    """How many of a thousand batches failed lately, exponentially weighted."""
 
 
 class CommitEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

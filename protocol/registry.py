@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import msgspec
 
 from protocol import canonical, merkle
-from protocol.canonical import Height, Milliseconds, Name
+from protocol.canonical import Digest, Height, Milliseconds, Name
 from protocol.errors import MalformedError
 
 Spki = Annotated[bytes, msgspec.Meta(min_length=32, max_length=2048)]
@@ -128,7 +128,16 @@ class EndorsementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     distinct_devices: bool = False
 
 
-Entry = Channel | Administrator | Registrar | Center | Device | Node | Client | EndorsementPolicy
+class GuardOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="guard-order"):
+    """The last order to start a device's guard anew: its digest, and from which `valid_from` the device votes since."""
+
+    name: Name
+    """The device's."""
+    digest: Digest
+    since: Height
+
+
+Entry = Channel | Administrator | Registrar | Center | Device | Node | Client | EndorsementPolicy | GuardOrder
 
 CHANNEL_KEY: Final = "channel"
 

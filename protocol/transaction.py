@@ -1,13 +1,12 @@
 """A client's transaction: what it asks for, and the reference signature over it (requirement E-3)."""
 
-import hashlib
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from protocol import canonical
 from protocol.canonical import Height, KeyId, Milliseconds, Name, TxId
-from protocol.envelope import PREFIX, Envelope, pae
+from protocol.envelope import PREFIX, Envelope, pae, pae_digest
 from protocol.errors import BadSignatureError, MalformedError
 from protocol.keys import PublicKey
 
@@ -47,14 +46,12 @@ class Transaction(msgspec.Struct, frozen=True, gc=False, eq=False):
     def decode(raw: bytes) -> "Transaction":
         """The transaction in the canonical bytes of a DSSE envelope; raises `MalformedError`."""
         envelope = canonical.decode(raw, _envelope_decoder)
-        if envelope.payload_type != PAYLOAD_TYPE:
-            raise MalformedError(f"payload type {envelope.payload_type!r} where {PAYLOAD_TYPE!r} is expected")
+        envelope.require_type(PAYLOAD_TYPE)
         if not envelope.signatures:
             raise MalformedError("the transaction carries no reference signature")
         payload = canonical.decode(envelope.payload, _payload_decoder)
         canonical.check_free_form(payload.arguments)
-        digest = hashlib.sha256(pae(PAYLOAD_TYPE, envelope.payload)).hexdigest()
-        return Transaction(raw, envelope, payload, TxId(digest))
+        return Transaction(raw, envelope, payload, TxId(pae_digest(PAYLOAD_TYPE, envelope.payload)))
 
     @property
     def kind(self) -> str:

@@ -59,13 +59,11 @@ softhsm_installed() {
             >/dev/null
 }
 
-# Let programs find the unpacked package: softhsm2-util on PATH, the module by the environment.
+# Let programs find the unpacked package: softhsm2-util and shared libraries (softhsm/installation.py finds the module).
 use_unpacked_softhsm() {
-    local module
-    module="$(find_softhsm_module "$SOFTHSM_FOLDER"/usr/lib/softhsm/libsofthsm2.so \
-        "$SOFTHSM_FOLDER"/usr/lib/*/softhsm/libsofthsm2.so)" || return 1
+    find_softhsm_module "$SOFTHSM_FOLDER"/usr/lib/softhsm/libsofthsm2.so \
+        "$SOFTHSM_FOLDER"/usr/lib/*/softhsm/libsofthsm2.so >/dev/null || return 1
     export PATH="$SOFTHSM_FOLDER/usr/bin:$PATH"
-    export SOFTHSM2_MODULE="$module"
     local libraries
     for libraries in "$SOFTHSM_FOLDER"/usr/lib/*-linux-gnu*; do
         [ -d "$libraries" ] && export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
@@ -114,6 +112,23 @@ prepare_softhsm() {
     apt_install softhsm2 libsofthsm2 && softhsm_installed && return 0
     unpack_softhsm && return 0
     fail "SoftHSM2 cannot be installed" "sudo apt-get update && sudo apt-get install -y softhsm2 libsofthsm2"
+}
+
+# ---- what tests need besides (called by test.sh) ---------------------------------------------------------------------
+
+test_tools_installed() {
+    command -v p11-kit >/dev/null 2>&1 && command -v strace >/dev/null 2>&1 &&
+        { command -v cc || command -v gcc; } >/dev/null 2>&1 && [ -e /usr/include/stdio.h ] &&
+        find_softhsm_module /usr/lib/*/pkcs11/p11-kit-client.so /usr/lib/pkcs11/p11-kit-client.so \
+            /usr/lib64/pkcs11/p11-kit-client.so >/dev/null
+}
+
+# A C compiler for the module that misbehaves, a token at the end of a connection, and faults in system calls.
+prepare_test_tools() {
+    local tools=(gcc libc6-dev p11-kit p11-kit-modules strace)
+    test_tools_installed && return 0
+    apt_install "${tools[@]}" && test_tools_installed && return 0
+    fail "what the tests need cannot be installed" "sudo apt-get update && sudo apt-get install -y ${tools[*]}"
 }
 
 # ---- Python --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import functools
 import hashlib
 
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
 from protocol.canonical import KeyId
 from protocol.envelope import Envelope, Signature, pae
@@ -21,10 +21,7 @@ class SoftwareKey:
 
     def __init__(self, private: PrivateKey) -> None:
         self.private = private
-        spki = private.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        self.public = PublicKey.load(spki)
+        self.public = PublicKey.of(private.public_key())
 
     @property
     def spki(self) -> bytes:
@@ -88,7 +85,5 @@ def rsa_key(name: str) -> SoftwareKey:
 
 def high_s(signature: bytes) -> bytes:
     """The other form of an ECDSA P-256 signature: the one that nodes must not use."""
-    from cryptography.hazmat.primitives.asymmetric import utils  # noqa: PLC0415  used here alone
-
     r, s = utils.decode_dss_signature(low_s(signature))
     return utils.encode_dss_signature(r, P256_ORDER - s)

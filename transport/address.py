@@ -64,6 +64,10 @@ class Address(msgspec.Struct, frozen=True):
                 "until mutual TLS is there, use unix:/path/to.sock or http://127.0.0.1:PORT"
             )
 
+    def within(self, folder: Path) -> "Address":
+        """The same address, a relative path being relative to `folder`; without detours by `..`, as people read it."""
+        return Address(path=Path(os.path.normpath(folder / self.path))) if self.path else self
+
     def socket_path(self) -> str:
         """The path of the Unix socket in the form that fits the kernel's limit; raises `AddressError`."""
         absolute = os.path.abspath(self.path or "")  # noqa: PTH100  a socket is not resolved through links

@@ -1,10 +1,10 @@
-"""The frame around every service process: event loop, signals, logs, exit code."""
+"""The frame around every service process: event loop, signals, logs, exit code, and how its parts end together."""
 
 import asyncio
 import gc
 import signal
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Final
 
 import structlog
 import uvloop
@@ -38,3 +38,21 @@ def run(service: str, main: Main) -> int:
         return 1
     log.info("service stopped")
     return 0
+
+
+async def run_together(parts: Iterable[Coroutine[Any, Any, None]], stop: asyncio.Event, ending: asyncio.Event) -> None:
+    """Run the parts of a service until `stop` is set or one of them ends; then set `ending`, at which all must end.
+
+    Raises what a part failed with.
+    """
+    tasks = [asyncio.create_task(part) for part in parts]
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        ending.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

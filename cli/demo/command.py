@@ -191,7 +191,7 @@ class Demo:
         total = 0.0
         for name in read_network(self._folder).devices:
             with Device(self._layout.socket(name)) as device:
-                total += device.figure("hsm_endorser_signatures_total")
+                total += device.figure("hsm_endorser_device_signatures_total")
         return total
 
     # ---- what must fail

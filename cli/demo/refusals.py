@@ -8,7 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from cli import keys
-from cli.api import Device, Management, TransactionStatus
+from cli.answers import TransactionStatus
+from cli.api import Device, Management
 from cli.demo.load import Identity
 from cli.keys import SoftwareKey
 from cli.output import devices_tried

@@ -158,7 +158,12 @@ static rv_t faulty_sign(handle_t session, unsigned char *data, unsigned long len
     if (signature == NULL) return call(session, data, length, signature, signature_length); /* asks for the length only */
     struct rule *rule = &control->rule[RULE_SIGN];
     enum fault fault = strike(rule);
-    if (fault == FAIL) return atomic_load(&rule->code);
+    if (fault == FAIL) { /* a failed C_Sign ends the operation (section 5.13.2): end it, and let nobody see the result */
+        unsigned char unseen[1024];
+        unsigned long room = sizeof unseen;
+        call(session, data, length, unseen, &room);
+        return atomic_load(&rule->code);
+    }
     rv_t rv = call(session, data, length, signature, signature_length);
     if (rv == 0 && fault == CORRUPT) signature[*signature_length / 2] ^= 1;
     return settle(rule, fault, rv);

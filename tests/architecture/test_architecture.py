@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "hsm_endorser": ("protocol", "transport", "ledger"),
     "management": ("protocol", "transport", "ledger"),
     "peer": ("protocol", "transport", "ledger"),
-    "softhsm": ("protocol", "transport"),
+    "softhsm": (),
     "cli": ROOMS,
 }
 NO_IO = frozenset(

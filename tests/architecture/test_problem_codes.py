@@ -21,9 +21,9 @@ CODE_AT = {
 FROM_DATA = {
     # Codes that reach an answer by way of a name or a table rather than a literal.
     "already-executed": "ledger/replica.py",
-    "expired": "ledger/replica.py",
-    "not-yet-valid": "ledger/replica.py",
-    "validity-too-long": "ledger/replica.py",
+    "expired": "ledger/verifier.py",
+    "not-yet-valid": "ledger/verifier.py",
+    "validity-too-long": "ledger/verifier.py",
     "unknown-state": "peer/queries.py",
     "no-answer": "management/endorsing.py",
     "pool-full": "management/intake.py",

@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 
 from cli import exit_codes
-from cli.errors import RefusedError
+from cli.errors import RefusedError, UsageError
+from cli.network import services
 from cli.output import Output
-from cli.plan import default_plan, device_settings, management_settings, peer_settings, write_settings
+from cli.plan import (
+    default_plan,
+    device_settings,
+    management_settings,
+    network_settings,
+    peer_settings,
+    read_network,
+    write_settings,
+)
 from management import config as management_config
 from peer import config as peer_config
 from tests.chain_builder import Network
@@ -165,3 +174,15 @@ def test_the_default_policies_follow_the_nodes() -> None:
         "assets.issue": "AND('A', 'B', 'C')",
     }
     assert plan.devices == {"device-a": ("A",), "device-b": ("B",), "device-c": ("C",)}
+
+
+def test_a_moved_network_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    """A token's configuration that names another folder is said before anything starts."""
+    device = tmp_path / "net" / "devices" / "device-a"
+    device.mkdir(parents=True)
+    (device / "softhsm2.conf").write_text("directories.tokendir = /elsewhere/net/devices/device-a/tokens\n")
+    plan = default_plan("net", ("A",), 1, {})
+    write_settings(tmp_path / "net" / "network.toml", network_settings(plan))
+    with pytest.raises(UsageError, match="moved or copied") as refusal:
+        services(tmp_path / "net", read_network(tmp_path / "net"))
+    assert str(device / "tokens") in (refusal.value.advice or "")

@@ -19,6 +19,7 @@ from cli.keys import SoftwareKey
 from cli.main import main
 from cli.plan import Layout, read_network
 from cli.supervisor import Supervisor
+from tests.chain_builder import Network
 from tests.cli.conftest import Result
 
 Run = Callable[..., Result]
@@ -80,7 +81,6 @@ def test_secrets_are_for_their_user_alone(folder: Path) -> None:
     assert {stat.S_IMODE(path.parent.stat().st_mode) for path in secrets} == {0o700}
 
 
-@pytest.mark.requirement("K-11")
 def test_no_ceremony_is_said(run: Run, tmp_path: Path) -> None:
     """A network that one person made says so when it is made, and in its genesis block."""
     result = run("network", "init", tmp_path / "other", "--node", "X", "--peers", "1")
@@ -106,6 +106,40 @@ def test_a_policy_that_names_no_node_makes_no_network(run: Run, tmp_path: Path) 
     assert result.code == 2
     assert "unknown-node" in result.document["error"]["reason"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "more", "reason"),
+    [
+        ("net", ("--node", "A/../../../../evil"), "a node cannot be called"),
+        ("net", ("--node", ""), "a node cannot be called"),
+        ("net", ("--node", "N" * 60), "its device cannot be called"),
+        ("net", ("--name", "../net"), "the network cannot be called"),
+        ("my net", (), "the network cannot be called 'my net'"),
+        ("net#1", ("--name", "net"), "SoftHSM cannot keep tokens in"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused_at_once(
+    run: Run, tmp_path: Path, folder: str, more: tuple[str, ...], reason: str
+) -> None:
+    """Names that no registry, no folder or no token store can take are refused before anything is made."""
+    result = run("network", "init", tmp_path / folder, *more, "--json")
+    assert result.code == 2
+    assert result.document["error"]["reason"].startswith(reason)
+    assert result.document["error"]["advice"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_too_deep_for_sockets_is_said_before_anything_starts(
+    run: Run, built: tuple[Path, Network], tmp_path: Path
+) -> None:
+    """A Unix socket has 107 bytes for its path: `up` names the folder's length, in one line."""
+    deep = tmp_path / ("d" * 110)
+    built[0].rename(deep)
+    result = run("network", "up", deep, "--json")
+    assert result.code == 2
+    assert "too long for a Unix socket; use a folder with a shorter name" in result.document["error"]["reason"]
+    assert not (deep / "logs").exists()
 
 
 # ---- clients

@@ -6,7 +6,7 @@ process leaves a file that says that it was there, and one for every private key
 
 from pathlib import Path
 
-SITECUSTOMIZE = '''
+SITECUSTOMIZE = """
 import os, sys, traceback
 from pathlib import Path
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 def forbidden(name):
     def refuse(*_arguments, **_options):
-        (HERE / f"asked-{os.getpid()}-{name}").write_text("".join(traceback.format_stack()))
+        (HERE / f"asked-{os.getpid()}-{name}").write_text(str().join(traceback.format_stack()))
         raise RuntimeError(f"a software private key was asked for: {name}")
     return refuse
 
@@ -50,7 +50,7 @@ for module in ("ec", "rsa", "dsa", "dh", "ed25519", "ed448", "x25519", "x448", "
             setattr(place, name, forbidden(f"{module}.{name}"))
             count += 1
 (HERE / f"here-{os.getpid()}").write_text(f"{count} {sys.orig_argv}")
-'''
+"""
 
 
 def forbid(folder: Path) -> dict[str, str]:

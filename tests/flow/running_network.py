@@ -10,7 +10,8 @@ from typing import Any
 import httpx2
 
 from cli import keys
-from cli.api import BatchItem, Management, Peer, TransactionStatus
+from cli.answers import BatchItem, TransactionStatus
+from cli.api import Management, Peer
 from cli.errors import UnreachableError
 from cli.keys import SoftwareKey
 from cli.plan import Layout, read_network

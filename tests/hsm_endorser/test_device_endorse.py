@@ -14,7 +14,7 @@ from protocol.endorsement import check_tree, decode_head, endorsements, verify_h
 from protocol.errors import BadSignatureError
 from protocol.messages import EndorseResponse
 from protocol.transaction import Transaction
-from tests.hsm_endorser.device_world import RunningDevice, World, request_body, running
+from tests.hsm_endorser.device_world import RunningDevice, World, eventually, request_body, running
 
 
 def verified(world: World, response: EndorseResponse) -> dict[tuple[str, str], tuple[str, str]]:
@@ -379,6 +379,7 @@ async def test_a_dying_worker_fails_its_batch_and_no_more(world: World, device: 
     await asyncio.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     assert failure(await asked) == "token-unavailable"
+    await eventually(lambda: not device.parts.signer.token.trouble)
     assert verdict(world, await device.endorse((wish, ["A"]))) == ("approve", "")
     status = (await device.http.get("/v1/status")).json()
     assert (status["ready"], status["token_restarts"]) == (True, 1)

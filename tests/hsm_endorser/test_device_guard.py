@@ -9,7 +9,8 @@ import pytest
 
 from hsm_endorser import guard_file
 from hsm_endorser.errors import GuardConflictError, GuardError
-from hsm_endorser.guard import Guard, JournalEntry, VoteRecord
+from hsm_endorser.guard import Guard
+from hsm_endorser.guard_records import JournalEntry, VoteRecord
 from protocol.canonical import KeyId
 from protocol.endorsement import Vote, approval
 
@@ -160,7 +161,7 @@ def test_a_guard_behind_the_chain_signs_nothing(tmp_path: Path) -> None:
     for act in (lambda: guard.record(sequence=2), lambda: guard.recorded([("A", TX)]), lambda: guard.forget(0)):
         with pytest.raises(GuardError, match="the chain shows tree 2"):
             act()
-    assert "restore the newest copy" in guard.trouble
+    assert "hsm-endorser guard order --device d" in guard.trouble
     guard.close()
 
 
@@ -271,7 +272,8 @@ def test_what_was_recorded_survives_sigkill(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from hsm_endorser.guard import Guard, VoteRecord\n"
+        "from hsm_endorser.guard import Guard\n"
+        "from hsm_endorser.guard_records import VoteRecord\n"
         "from protocol.endorsement import approval\n"
         "guard = Guard.create(Path(sys.argv[1]), network='n', device='d')\n"
         "for number in range(1, 100000):\n"
@@ -298,7 +300,7 @@ def test_what_was_recorded_survives_sigkill(tmp_path: Path) -> None:
 def test_a_full_disk_stops_the_guard(tmp_path: Path) -> None:
     """When a commit fails nobody knows whether it stands: the guard signs nothing until it is opened anew."""
     guard = create(tmp_path)
-    guard._connection.execute("PRAGMA max_page_count = 12")
+    guard._files.connection.execute("PRAGMA max_page_count = 12")
     votes = [yes(f"{index:064x}") for index in range(1000)]
     with pytest.raises(GuardError, match="cannot be written"):
         guard.record(votes=votes, sequence=1)

@@ -77,7 +77,7 @@ async def test_a_key_is_generated_by_the_strict_template(token: SoftToken) -> No
     assert attack(token)["attributes"] == expected
 
 
-@pytest.mark.requirement("K-1", "K-3")
+@pytest.mark.requirement("K-1")
 async def test_every_attack_on_a_key_is_refused_by_the_token(token: SoftToken) -> None:
     """Reading, copying, changing, deriving, wrapping and destroying all fail, each with the token's own reason."""
     started = await opened(token)

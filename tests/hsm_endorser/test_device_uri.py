@@ -58,7 +58,6 @@ def test_a_pin_in_the_uri_is_refused_without_showing_it(text: str) -> None:
         ("http://token", "must start with 'pkcs11:'"),
         (f"pkcs11:{QUERY}", "names no token"),
         ("pkcs11:token=a?pin-source=file:/p", "lacks module-path"),
-        ("pkcs11:token=a?module-path=/m", "comes from a file only"),
         ("pkcs11:token=a?module-path=/m&pin-source=|/bin/get-pin", "comes from a file only"),
         ("pkcs11:token=a?module-path=m.so&pin-source=file:/p", "is relative"),
         (f"pkcs11:token=a;token=b{QUERY}", "stands twice"),
@@ -122,3 +121,10 @@ def test_a_missing_pin_file_is_named(tmp_path: Path) -> None:
     """The message names the file that is missing."""
     with pytest.raises(PinFileError, match="nothing-here"):
         check_pin_file(tmp_path / "nothing-here")
+
+
+def test_a_uri_without_a_pin_source_is_a_locked_token() -> None:
+    """The PIN may be left out: it is then entered after each start; the text form gives the same value back."""
+    uri = TokenUri.parse("pkcs11:token=a?module-path=/m")
+    assert uri.pin_file is None
+    assert TokenUri.parse(uri.format()) == uri

@@ -132,6 +132,10 @@ class SimulatedDevice:
         self.ca: Key | None = None
         self.address = Address(path=folder / f"{name}.sock")
         self.ready = True
+        self.reason = "the token is gone"
+        self.seconds = (0.0, 0.0)
+        """How long it works on a request, and on each proposal in it; on one request after the other."""
+        self.lock = asyncio.Lock()
         self.listens = False
         self.height = 0
         self.sequence = 0
@@ -156,11 +160,9 @@ class SimulatedDevice:
         """The nodes whose keys it holds."""
         return tuple(sorted(self.node_keys))
 
-    async def start(self) -> None:
-        """Listen."""
-        self._stop = asyncio.Event()
-        self.listens = True
-        app = Starlette(
+    def app(self) -> Starlette:
+        """Its doors."""
+        return Starlette(
             routes=[
                 Route("/v1/endorse", self._endorse, methods=["POST"]),
                 Route("/v1/sign-header", self._sign_header, methods=["POST"]),
@@ -170,7 +172,12 @@ class SimulatedDevice:
                 Route("/v1/status", self._status),
             ]
         )
-        self._task = asyncio.create_task(listen.serve(app, [self.address], self._stop))
+
+    async def start(self) -> None:
+        """Listen."""
+        self._stop = asyncio.Event()
+        self.listens = True
+        self._task = asyncio.create_task(listen.serve(self.app(), [self.address], self._stop))
 
     async def stop(self) -> None:
         """Be gone."""
@@ -212,6 +219,9 @@ class SimulatedDevice:
         transactions = [Transaction.decode(bytes(proposal.transaction)) for proposal in asked.proposals]
         self.requests.append([transaction.id for transaction in transactions])
         await self.gate.wait()
+        async with self.lock:
+            fixed, each = self.seconds
+            await asyncio.sleep(fixed + each * len(transactions))
         answers = [
             Answer(failure=self.failure)
             if self.failure
@@ -258,21 +268,38 @@ class SimulatedDevice:
 
     async def _status(self, _request: Request) -> Response:
         doors = ("sign-header", "sign-certificate", "sign-crl", "sign-registration") if self.ca else ()
-        reason = "" if self.ready else "the token is gone"
+        reason = "" if self.ready else self.reason
         status = DeviceStatus(self.name, self.nodes, doors, self.height, self.ready, reason, 0, 0)
         return Response(canonical.encode(status))
 
 
 class SimulatedNetwork:
-    """Nodes A, B, C on devices a, b, c; center-1 and the CA on device-a; clients alice and bob."""
+    """Nodes A, B, C on devices a, b, c; center-1 and the CA on device-a; clients alice and bob.
 
-    def __init__(self, folder: Path, policy: str = "OutOf(2, 'A', 'B', 'C')") -> None:
+    Each node has its key on its own device, or, `replicated`, one on each device. Evidence goes by `routing`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        policy: str = "OutOf(2, 'A', 'B', 'C')",
+        routing: entries.Routing | None = None,
+        *,
+        replicated: bool = False,
+        distinct: bool = False,
+    ) -> None:
         self.folder = folder
+        self.routing = routing or entries.Partitioned()
+        self.distinct = distinct
         self.alice, self.bob, self.mallory = Author("alice"), Author("bob"), Author("mallory")
         self.admin = Author("admin")
         self.node_keys = {node: Key() for node in "ABC"}
         self.devices = {
-            f"device-{node.lower()}": SimulatedDevice(f"device-{node.lower()}", {node: key}, folder)
+            f"device-{node.lower()}": SimulatedDevice(
+                f"device-{node.lower()}",
+                {other: Key() for other in self.node_keys if replicated and other != node} | {node: key},
+                folder,
+            )
             for node, key in self.node_keys.items()
         }
         self.center_key, self.ca_key = Key(), Key()
@@ -294,20 +321,29 @@ class SimulatedNetwork:
         return Config(**{**values, **changes})  # type: ignore[arg-type]  # pydantic checks
 
     def _write_genesis(self, policy: str) -> None:
-        token = entries.Token("simulated", "software", "0")
         first = [
             entries.Channel(NETWORK, 1, 1, 1, 24 * HOUR, "none"),
             entries.Administrator("admin", self.admin.key.spki),
             entries.Registrar("ca", self.ca_key.spki, self._ca_certificate()),
             entries.Center("center-1", self.center_key.spki, "device-a"),
-            *(entries.Device(device.name, device.identity.spki, token) for device in self.devices.values()),
             *(
-                entries.Node(node, (entries.NodeKey(key.spki, f"device-{node.lower()}", 0, MAX_INTEGER),))
-                for node, key in self.node_keys.items()
+                entries.Device(name, device.identity.spki, entries.Token("simulated", "software", name))
+                for name, device in self.devices.items()
+            ),
+            *(
+                entries.Node(
+                    node,
+                    tuple(
+                        entries.NodeKey(device.node_keys[node].spki, name, 0, MAX_INTEGER)
+                        for name, device in self.devices.items()
+                        if node in device.node_keys
+                    ),
+                )
+                for node in self.node_keys
             ),
             entries.Client("alice", self.alice.key.spki, ""),
             entries.Client("bob", self.bob.key.spki, ""),
-            entries.EndorsementPolicy("evidence", policy),
+            entries.EndorsementPolicy("evidence", policy, self.routing, self.distinct),
             entries.EndorsementPolicy("assets", policy),
         ]
         payload = genesis_payload(NETWORK, first)

@@ -124,7 +124,7 @@ async def test_bad_answer_is_asked_again_and_never_used(
         assert device.requests == [[transaction.id], [transaction.id]]
         assert reason in " ".join(entry.get("reason", "") for entry in logged)
         metrics = (await center.http.get("/metrics")).text
-        assert 'management_bad_answers_total{device="device-a"} 1.0' in metrics
+        assert 'hsm_endorser_management_bad_answers_total{device="device-a"} 1.0' in metrics
 
 
 @pytest.mark.requirement("E-12")
@@ -220,7 +220,7 @@ async def test_hanging_device_is_given_up(network: SimulatedNetwork, monkeypatch
             answer = await center.submit(network.alice.transaction(), wait=10)
             assert answer.json()["status"] == "committed", answer.text
         metrics = (await center.http.get("/metrics")).text
-        assert 'management_device_unreachable_total{device="device-a"}' in metrics
+        assert 'hsm_endorser_management_device_unreachable_total{device="device-a"}' in metrics
 
 
 async def test_everything_that_waits_goes_into_one_request(center: RunningCenter, network: SimulatedNetwork) -> None:

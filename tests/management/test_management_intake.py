@@ -126,7 +126,7 @@ async def test_batch_of_too_many_lines_is_refused(center: RunningCenter) -> None
     assert (answer.status_code, answer.json()["type"]) == (413, PREFIX + "too-many-lines")
 
 
-@pytest.mark.requirement("M-9", "M-7")
+@pytest.mark.requirement("M-7")
 async def test_submission_is_idempotent_by_id(center: RunningCenter, network: SimulatedNetwork) -> None:
     """The same transaction again, waiting or committed, gets its status, and stands in one block once."""
     transaction = network.alice.transaction()

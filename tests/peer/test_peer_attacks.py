@@ -106,7 +106,7 @@ async def test_a_gap_is_no_reason_to_halt(chain: Chain, source: Source, peer: Ru
     source.lie = lambda height, data: chain.blocks[2] if height == 1 else data
     chain.grow(2)
     await until(lambda: source.asked.count(1) > 1)
-    assert b'peer_source_breaks_total{cause="out-of-step"}' in (await peer.get("/metrics")).content
+    assert b'hsm_endorser_peer_source_breaks_total{cause="out-of-step"}' in (await peer.get("/metrics")).content
     source.lie = lambda _height, data: data
     assert (await peer.reach(2))["halted"] is None
 
@@ -224,7 +224,7 @@ async def test_a_signed_block_that_breaks_a_rule_halts_the_peer(
     assert ready.status_code == 503
     assert ready.json()["checks"]["chain"] == f"halted at height 2: {code}: {halted['reason']}"
     assert (await peer.get("/health/live")).status_code == 200
-    assert b"peer_halted 1.0" in (await peer.get("/metrics")).content
+    assert b"hsm_endorser_peer_halted 1.0" in (await peer.get("/metrics")).content
     assert (await peer.status())["height"] == 1
     assert (await peer.get("/v1/state/evidence/subject-1")).status_code == 200
     assert "halted" in capsys.readouterr().out

@@ -26,11 +26,11 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     """A peer can be started from any folder."""
     config = load(_write(tmp_path, GOOD))
     assert [str(address) for address in config.listen] == [
-        f"unix:{tmp_path}/../run/peer-1.sock",
+        f"unix:{tmp_path.parent}/run/peer-1.sock",
         "http://127.0.0.1:8080",
     ]
-    assert (config.name, config.genesis) == ("peer-1", tmp_path / "../genesis.json")
-    assert config.database_url == f"sqlite:///{tmp_path}/chain.db"
+    assert (config.name, config.genesis) == ("peer-1", tmp_path.parent / "genesis.json")
+    assert config.database == tmp_path / "chain.db"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ async def test_an_endless_line_is_cut_off(
     peer = RunningPeer(config)
     await peer.start()
     await until(lambda: len(source.asked) > 1)
-    assert b'peer_source_breaks_total{cause="bad-copy"}' in (await peer.get("/metrics")).content
+    assert b'hsm_endorser_peer_source_breaks_total{cause="bad-copy"}' in (await peer.get("/metrics")).content
     source.answer = source.honest
     assert (await peer.reach(1))["halted"] is None
     await peer.stop()

@@ -101,8 +101,8 @@ async def test_a_peer_shows_its_figures(chain: Chain, peer: RunningPeer) -> None
     chain.grow(2)
     await peer.reach(2)
     figures = (await peer.get("/metrics")).text
-    for line in ("peer_height 2.0", "peer_halted 0.0", "peer_blocks_total 2.0", 'transactions_total{code="valid"} 2.0'):
-        assert line in figures
+    for line in ("height 2.0", "halted 0.0", "blocks_total 2.0", 'transactions_total{code="valid"} 2.0'):
+        assert f"\nhsm_endorser_peer_{line}\n" in figures
 
 
 async def test_a_body_has_no_place_in_a_query(peer: RunningPeer) -> None:

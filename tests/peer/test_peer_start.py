@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from ledger.errors import LedgerError, StoreError
-from ledger.store import ChainStore
+from ledger.store import ChainStore, url_of
 from peer.config import Config
-from peer.errors import ConfigError, GenesisMismatchError
+from peer.errors import ConfigError
 from peer.service import open_replica, serve
 from protocol.block import Block
 from tests import software_keys
@@ -25,7 +25,7 @@ def test_a_missing_chain_is_begun_from_the_genesis_block(chain: Chain, config: C
 
 def test_a_chain_that_was_left_empty_is_begun_again(chain: Chain, config: Config) -> None:
     """A peer that was killed between making the database and writing block 0 starts like a new one."""
-    ChainStore.create(config.database_url).close()
+    ChainStore.create(url_of(config.database)).close()
     replica = open_replica(config)
     assert (replica.height, replica.store.block(0)) == (0, chain.genesis)
     replica.store.close()
@@ -36,7 +36,7 @@ async def test_a_chain_of_another_genesis_is_refused(config: Config) -> None:
     open_replica(config).store.close()
     before = config.database.read_bytes()
     config.genesis.write_bytes(Network("other").genesis())
-    with pytest.raises(GenesisMismatchError, match=r"does not begin with .*name the right genesis file, or move"):
+    with pytest.raises(ConfigError, match=r"does not begin with .*name the right genesis file, or move"):
         await serve(config, asyncio.Event())
     assert config.database.read_bytes() == before
 

@@ -299,3 +299,16 @@ def test_keys_are_values() -> None:
     assert {key, PublicKey.load(key.spki)} == {key}
     assert key != software_keys.ecdsa("b").public
     assert repr(key) == f"<PublicKey ecdsa-p256-sha256 {key.id[:16]}>"
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_a_key_that_was_read_already_is_the_same(kind: str) -> None:
+    """From an object of `cryptography` comes the same key as from its SubjectPublicKeyInfo."""
+    private = EVERY_KIND[kind]().private
+    assert PublicKey.of(private.public_key()) == PublicKey.load(_public(private))
+
+
+def test_a_key_that_was_read_already_is_judged_the_same() -> None:
+    """What may not be registered is refused in whichever form it comes."""
+    with pytest.raises(UnacceptableKeyError, match="curve secp384r1 where P-256 is expected"):
+        PublicKey.of(ec.generate_private_key(ec.SECP384R1()).public_key())

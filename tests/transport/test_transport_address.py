@@ -29,6 +29,20 @@ def test_what_is_an_address(text: str, shown: str, base_url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("unix:a.sock", "unix:/net/management/a.sock"),
+        ("unix:../run/a.sock", "unix:/net/run/a.sock"),
+        ("unix:/run/a.sock", "unix:/run/a.sock"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+    ],
+)
+def test_relative_addresses_are_shown_without_detours(text: str, shown: str) -> None:
+    """A relative path is relative to the folder given, and `..` is gone from what people read."""
+    assert str(Address.parse(text).within(Path("/net/management"))) == shown
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",

@@ -6,6 +6,7 @@ import json
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -16,7 +17,7 @@ from protocol.canonical import MAX_BYTES
 from protocol.messages import MAX_BATCH_BYTES
 from tests.transport.conftest import Serve
 from transport.address import Address
-from transport.body import BodyLimit
+from transport.body import SMALL_BYTES, BodyLimit
 from transport.connect import connect
 from transport.problem import TYPE_PREFIX
 
@@ -123,6 +124,34 @@ async def test_many_small_chunks_weigh_what_they_are() -> None:
     with _memory(at_most=4 * MAX_BYTES):
         await BodyLimit(APP)(scope, receive, send)
     assert answered[-1]["body"] == b"%d" % MAX_BYTES
+
+
+async def _until(client: httpx2.AsyncClient, content: bytes, status: int) -> httpx2.Response:
+    """The first answer of that status: what other connections sent or closed is noticed a moment later."""
+    async with asyncio.timeout(5):
+        while True:
+            answer = await client.post("/v1/transactions", content=content)
+            if answer.status_code == status:
+                return answer
+            await asyncio.sleep(0.01)
+
+
+async def test_large_bodies_share_one_room(serving: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unfinished batches fill the room, not the memory: the next is told to come back, a small body still arrives."""
+    room = 2 * MAX_BYTES
+    monkeypatch.setattr("transport.body.SHARED_BYTES", room)
+    address = await serving(APP)
+    _reader, writer = await asyncio.open_unix_connection(address.socket_path())
+    writer.write(b"POST /v1/transactions:batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % room)
+    writer.write(b"x" * (room - 1))
+    await writer.drain()
+    async with connect(address, timeout=5) as client:
+        busy = await _until(client, b"x" * MAX_BYTES, 429)
+        assert (busy.json()["type"], busy.headers["Retry-After"]) == (TYPE_PREFIX + "busy", "1")
+        assert (await client.post("/v1/transactions", content=b"x" * SMALL_BYTES)).json() == SMALL_BYTES
+        writer.close()
+        await writer.wait_closed()
+        assert (await _until(client, b"x" * MAX_BYTES, 200)).json() == MAX_BYTES
 
 
 async def test_a_body_that_does_not_come_is_given_up(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
