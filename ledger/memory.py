@@ -10,7 +10,7 @@ from protocol.envelope import Envelope
 from protocol.keys import PublicKey
 from protocol.transaction import Transaction
 
-CAPACITY: Final = 200_000
+CAPACITY: Final = 65_536
 
 _Seen = tuple[str, str, bytes]
 

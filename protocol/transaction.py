@@ -1,5 +1,6 @@
 """A client's transaction: what it asks for, and the reference signature over it (requirement E-3)."""
 
+import functools
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -11,6 +12,9 @@ from protocol.errors import BadSignatureError, MalformedError
 from protocol.keys import PublicKey
 
 PAYLOAD_TYPE: Final = PREFIX + "transaction.v1+json"
+REMEMBERED: Final = 8192
+REMEMBERED_BYTES: Final = 2048
+"""So many transactions of at most so many bytes are decoded once."""
 
 
 class TransactionPayload(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -44,14 +48,11 @@ class Transaction(msgspec.Struct, frozen=True, gc=False, eq=False):
 
     @staticmethod
     def decode(raw: bytes) -> "Transaction":
-        """The transaction in the canonical bytes of a DSSE envelope; raises `MalformedError`."""
-        envelope = canonical.decode(raw, _envelope_decoder)
-        envelope.require_type(PAYLOAD_TYPE)
-        if not envelope.signatures:
-            raise MalformedError("the transaction carries no reference signature")
-        payload = canonical.decode(envelope.payload, _payload_decoder)
-        canonical.check_free_form(payload.arguments)
-        return Transaction(raw, envelope, payload, TxId(pae_digest(PAYLOAD_TYPE, envelope.payload)))
+        """The transaction in the canonical bytes of a DSSE envelope; raises `MalformedError`.
+
+        Small ones are remembered for a while: who endorses a transaction meets the same bytes again in a block.
+        """
+        return _decode_again(raw) if len(raw) <= REMEMBERED_BYTES else _decode(raw)
 
     @property
     def kind(self) -> str:
@@ -84,3 +85,16 @@ class Transaction(msgspec.Struct, frozen=True, gc=False, eq=False):
 
 _envelope_decoder = msgspec.json.Decoder(Envelope)
 _payload_decoder = msgspec.json.Decoder(TransactionPayload)
+
+
+def _decode(raw: bytes) -> Transaction:
+    envelope = canonical.decode(raw, _envelope_decoder)
+    envelope.require_type(PAYLOAD_TYPE)
+    if not envelope.signatures:
+        raise MalformedError("the transaction carries no reference signature")
+    payload = canonical.decode(envelope.payload, _payload_decoder)
+    canonical.check_free_form(payload.arguments)
+    return Transaction(raw, envelope, payload, TxId(pae_digest(PAYLOAD_TYPE, envelope.payload)))
+
+
+_decode_again = functools.lru_cache(maxsize=REMEMBERED)(_decode)

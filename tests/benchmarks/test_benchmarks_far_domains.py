@@ -119,6 +119,7 @@ def test_delays_without_zero_are_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("E-21")
 def test_endorsement_does_not_grow_with_distance(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], scratch: Path

@@ -61,6 +61,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_a_claim_that_does_not_hold_fails_the_demo(tmp_path: Path) -> None:
     """One claim that cannot hold makes the exit code 4, and is named; all others are still tried."""
     arguments = ["--transfers", "1", "--seconds", "0", "--records", "1", "--least-rate", "1e9"]
