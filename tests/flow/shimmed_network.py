@@ -33,10 +33,10 @@ class Shimmed(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def shimmed_network(root: Path) -> Iterator[Shimmed]:
-    """A network in `root`, with the clients `alice` and `bob`, until the end of the block."""
+def shimmed_network(root: Path, *options: str) -> Iterator[Shimmed]:
+    """A network in `root` (with `options` of `network init`), with clients `alice` and `bob`, until the block's end."""
     folder = root / "net"
-    assert main(["network", "init", str(folder), "--json"]) == 0
+    assert main(["network", "init", str(folder), "--json", *options]) == 0
     layout, network = Layout(folder.absolute()), read_network(folder)
     module = build(root)
     controls = {name: _put_before(layout.device(name), module) for name in network.devices}
