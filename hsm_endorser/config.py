@@ -16,39 +16,19 @@ deadline_ms = 1000
 names no pin-source needs it.
 """
 
-import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Final, Self
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo
 
 from hsm_endorser.errors import ConfigError, UriError
 from hsm_endorser.token import TokenConfig
 from hsm_endorser.uri import TokenUri
-from transport.address import Address, AddressError
+from transport.settings import Name, ResolvedAddress, ResolvedPath, Settings, SettingsError, read
 
-NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\z"
 PATH_VARIABLES: Final = frozenset({"SOFTHSM2_CONF"})
 """Variables of modules that hold a path; theirs may be relative to the file, too."""
-
-
-def _resolved(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str) or not isinstance(info.context, Path):
-        return value
-    return Path(os.path.normpath(info.context / value))
-
-
-def _address(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        address = Address.parse(value)
-        address.require_local()
-    except AddressError as error:
-        raise ValueError(str(error)) from None  # pydantic adds the field to the reason of a ValueError
-    return address.within(info.context) if isinstance(info.context, Path) else address
 
 
 def _uri(value: object, info: ValidationInfo) -> object:
@@ -60,17 +40,13 @@ def _uri(value: object, info: ValidationInfo) -> object:
         raise ValueError(str(error)) from None
 
 
-ResolvedPath = Annotated[Path, BeforeValidator(_resolved)]
-ResolvedAddress = Annotated[Address, BeforeValidator(_address)]
-
-
-class TokenSettings(BaseModel):
+class TokenSettings(Settings):
     """Which token, what its module needs in its environment, and how long a call may take."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
-
     uri: Annotated[TokenUri, BeforeValidator(_uri)]
-    environment: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\z")], str] = {}
+    environment: Annotated[
+        dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\z")], str], Field(default_factory=dict)
+    ]
     deadline_ms: Annotated[int, Field(ge=50, le=60_000)] = 1000
     """How long one call to the token may take; whoever asks the device waits one and a half times that at most."""
     start_ms: Annotated[int, Field(ge=500, le=120_000)] = 5000
@@ -85,12 +61,10 @@ class TokenSettings(BaseModel):
         return {name: str(base / text) if name in PATH_VARIABLES else text for name, text in value.items()}
 
 
-class Config(BaseModel):
+class Config(Settings):
     """What a device is told: its name, where it listens, whom it follows, where its records stand, its token."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
-
-    name: Annotated[str, StringConstraints(pattern=NAME)]
+    name: Name
     listen: Annotated[tuple[ResolvedAddress, ...], Field(min_length=1)]
     chain: Annotated[tuple[ResolvedAddress, ...], Field(min_length=1)]
     genesis: ResolvedPath
@@ -112,11 +86,6 @@ class Config(BaseModel):
         return self
 
     @property
-    def database_url(self) -> str:
-        """The chain's database as SQLAlchemy names it."""
-        return f"sqlite:///{self.database.absolute()}"
-
-    @property
     def token_config(self) -> TokenConfig:
         """The token as the device opens it."""
         return TokenConfig(
@@ -131,13 +100,6 @@ class Config(BaseModel):
 def load(path: Path) -> Config:
     """The configuration in a file; raises `ConfigError` that names every field that is wrong."""
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML file: {error}") from None
-    try:
-        return Config.model_validate(settings, context=path.absolute().parent)
-    except pydantic.ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise ConfigError(f"{path}: {wrong}") from None
+        return read(path, Config)
+    except SettingsError as error:
+        raise ConfigError(str(error)) from None

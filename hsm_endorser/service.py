@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import msgspec
 import structlog
@@ -22,10 +21,12 @@ from hsm_endorser.operator import Operator
 from hsm_endorser.readiness import Health
 from hsm_endorser.signing import GuardedToken
 from hsm_endorser.token import Pinned
+from ledger.errors import GenesisError
+from ledger.opening import open_or_begin
 from ledger.replica import CheckedBlock, Replica
-from ledger.store import ChainStore
 from protocol.keys import PublicKey
 from transport import listen
+from transport.service import run_together
 
 log = structlog.get_logger()
 
@@ -58,16 +59,13 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         app = create_app(parts.device, parts.doors, parts.health, parts.metrics)
         control = create_control_app(parts.operator, parts.health, parts.metrics)
         ending = asyncio.Event()  # set by `stop`, or when one part fails
-        await _until_stopped(
-            stop,
-            ending,
-            [
-                listen.serve(app, list(config.listen), ending),
-                *([listen.serve(control, [config.control], ending)] if config.control else []),
-                parts.device.run(ending),
-                _follow(parts, config, ending),
-            ],
-        )
+        running = [
+            listen.serve(app, list(config.listen), ending),
+            *([listen.serve(control, [config.control], ending)] if config.control else []),
+            parts.device.run(ending),
+            _follow(parts, config, ending),
+        ]
+        await run_together(running, stop, ending)
 
 
 @contextlib.asynccontextmanager
@@ -97,21 +95,9 @@ async def assemble(config: Config) -> AsyncIterator[Parts]:
 def open_replica(config: Config) -> Replica:
     """The stored chain, or a new one from the genesis block; raises `ConfigError` for another chain's."""
     try:
-        genesis = config.genesis.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read the genesis block {config.genesis}: {error.strerror}") from None
-    url = config.database_url
-    store = ChainStore.open(url) if config.database.exists() else ChainStore.create(url)
-    first = store.block(0)
-    if first is None:  # new, or the process was killed before block 0 was written
-        return Replica.create(store, genesis)
-    if first != genesis:
-        store.close()
-        raise ConfigError(
-            f"{config.database} holds a chain that does not begin with {config.genesis}; "
-            "name the right genesis file, or move the database away and start again to fetch the chain anew"
-        )
-    return Replica.open(store)
+        return open_or_begin(config.database, config.genesis)
+    except GenesisError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _open_guard(config: Config, replica: Replica) -> Guard:
@@ -141,17 +127,3 @@ def _enrolled(config: Config, replica: Replica) -> Pinned:
 async def _follow(parts: Parts, config: Config, ending: asyncio.Event) -> None:
     await parts.chain.follow(config.chain, parts.applied, ending)
     await ending.wait()  # a halted device goes on answering why
-
-
-async def _until_stopped(stop: asyncio.Event, ending: asyncio.Event, parts: list[Coroutine[Any, Any, None]]) -> None:
-    tasks = {asyncio.create_task(part) for part in parts}
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopping.cancel()
-        ending.set()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
