@@ -39,6 +39,8 @@ LONGEST_INVITATION_SECONDS: Final = 30 * 86_400
 REGISTRATION_MILLISECONDS: Final = 300_000
 COMMIT_SECONDS: Final = 30.0
 CRL_KEPT_SECONDS: Final = 3600.0
+DOOR_SECONDS: Final = 5.0
+DOOR_POLL_SECONDS: Final = 0.1
 
 Door = Literal["sign-certificate", "sign-crl", "sign-registration"]
 Result = TypeVar("Result")
@@ -249,9 +251,18 @@ class CertificateAuthority:
         return Transaction.decode(canonical.encode(Envelope(payload, PAYLOAD_TYPE, (signature,))))
 
     async def _sign(self, door: Door, body: bytes) -> Signature:
-        for device in self._devices.values():
-            if device.status is not None and door in device.status.doors:
-                return await device.sign(door, body)
+        return await (await self._offering(door)).sign(door, body)
+
+    async def _offering(self, door: Door) -> Doors:
+        """The device that offers a door; one that has just started is waited for. Raises `DeviceUnreachableError`."""
+        deadline = time.monotonic() + DOOR_SECONDS
+        while True:
+            for device in self._devices.values():
+                if device.status is not None and door in device.status.doors:
+                    return device
+            if time.monotonic() >= deadline:
+                break
+            await asyncio.sleep(DOOR_POLL_SECONDS)
         raise DeviceUnreachableError(f"no device offers {door} now; start the one that holds the key of {self._name}")
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:

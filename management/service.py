@@ -130,13 +130,14 @@ class Center:
             metrics=self.metrics,
         )
         self.feed = Feed(records.chain, replica.height, self._readers)
+        self._signer = HeaderSigner(replica, self.devices, config.name)
         self.blocks = Blocks(
             replica,
             records,
             self.pool,
             endorsing=self._endorsing,
             settling=self._settling,
-            signer=HeaderSigner(replica, self.devices, config.name),
+            signer=self._signer,
             waiters=self.waiters,
             feed=self.feed,
             metrics=self.metrics,
@@ -199,13 +200,14 @@ class Center:
         checks = {
             "pool": f"full: {len(self.pool)} transactions wait" if self.pool.is_full else "ok",
             "blocks": self.blocks.trouble or "ok",
+            "center": self._signer.trouble() or "ok",
             "policies": self._unsatisfiable() or "ok",
             **{f"device {name}": state for name, state in devices.items()},
         }
         self.metrics.pooled.set(len(self.pool))
         self.metrics.ready.set(self.pool.ready)
         self.metrics.height.set(self.replica.height)
-        ready = checks["pool"] == checks["blocks"] == checks["policies"] == "ok"
+        ready = all(checks[name] == "ok" for name in ("pool", "blocks", "center", "policies"))
         return Readiness(ready, checks)
 
     def _unsatisfiable(self) -> str:

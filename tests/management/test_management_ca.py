@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from tests.management.simulated_network import Author, Key, RunningCenter, SimulatedNetwork
+from tests.management.simulated_network import Author, Key, RunningCenter, SimulatedNetwork, running
 
 PREFIX = "urn:hsm-endorser:problem:"
 
@@ -156,3 +156,19 @@ async def test_signature_of_another_key_is_no_certificate(center: RunningCenter,
     network.device_a.ca = Key()
     answer = await center.http.post("/v1/enrol", json=body(Author("carol"), await invite(center, "carol")))
     assert (answer.status_code, answer.json()["type"]) == (502, PREFIX + "bad-answer")
+
+
+async def test_device_that_comes_late_is_waited_for(network: SimulatedNetwork) -> None:
+    """Without the CA's device the service is not ready and says why; enrolment waits a little for it."""
+    await network.device_a.stop()
+    async with running(network) as center:
+        health = await center.http.get("/health/ready")
+        assert health.status_code == 503
+        assert "the device with the key of center center-1 is not ready" in health.json()["checks"]["center"]
+        request = body(Author("carol"), await invite(center, "carol"))
+        asking = asyncio.create_task(center.http.post("/v1/enrol", json=request))
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        await network.device_a.start()
+        answer = await asking
+        assert answer.status_code == 201, answer.text
