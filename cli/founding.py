@@ -149,7 +149,7 @@ def _entries(
             Node(
                 node,
                 tuple(
-                    NodeKey(provisioned[device].keys[f"node/{node}"].spki, device, 0, until)
+                    NodeKey(provisioned[device].keys[f"node/{node}"].spki, device, until=until)
                     for device, nodes in network.devices.items()
                     if node in nodes
                 ),

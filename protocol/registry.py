@@ -6,16 +6,41 @@ neighbouring entries prove that nothing stands between them.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from protocol import canonical, merkle
 from protocol.canonical import Digest, Height, Milliseconds, Name
 from protocol.errors import MalformedError
+from protocol.tier import Tier
 
 Spki = Annotated[bytes, msgspec.Meta(min_length=32, max_length=2048)]
 """A DER SubjectPublicKeyInfo."""
+
+
+class Lifetime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """When a key counts: from height `since` to height `last`, from block time `not_before` until `until` (K-13).
+
+    What is as in the defaults is not written.
+    """
+
+    since: Height = 0
+    last: Height = canonical.MAX_INTEGER
+    """The last height at which it counts; a rotation sets it."""
+    not_before: Milliseconds = 0
+    until: Milliseconds = canonical.MAX_INTEGER
+    """From this block time on it counts no more, in milliseconds since the epoch."""
+
+    def lapse(self, height: int, time: int) -> str:
+        """Why the key does not count at this height and block time; empty when it does."""
+        if height < self.since:
+            return f"counts from height {self.since} on"
+        if height > self.last:
+            return f"counted up to height {self.last}"
+        if time < self.not_before:
+            return "is not valid yet"
+        return "has expired" if time >= self.until else ""
 
 
 class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,16 +64,18 @@ class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chan
     """How far beyond the block's time a transaction's `valid_until` may lie, in milliseconds."""
     ceremony: Annotated[str, msgspec.Meta(pattern=r"\A(none|[0-9a-f]{64})\Z")]
     """Digest of the key ceremony's transcript; "none" says for ever that one person made this network."""
+    least_tier: Tier = "claimed"
+    """The least assurance tier of a node's or center's key: below it, it is not enrolled and signs nothing (K-5)."""
 
 
-class Administrator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="administrator"):
+class Administrator(Lifetime, frozen=True, forbid_unknown_fields=True, tag="administrator"):
     """One of those of whom `administrators_needed` together may change the registry."""
 
     name: Name
     key: Spki
 
 
-class Registrar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="registrar"):
+class Registrar(Lifetime, frozen=True, forbid_unknown_fields=True, tag="registrar"):
     """The CA: its key may add clients and nothing else. `certificate` is its own, DER."""
 
     name: Name
@@ -56,7 +83,7 @@ class Registrar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="re
     certificate: bytes
 
 
-class Center(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="center"):
+class Center(Lifetime, frozen=True, forbid_unknown_fields=True, tag="center"):
     """A management service whose key signs headers, and the device on whose token that key lives."""
 
     name: Name
@@ -64,7 +91,7 @@ class Center(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="cente
     device: Name
 
 
-class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="device"):
+class Device(Lifetime, frozen=True, forbid_unknown_fields=True, tag="device"):
     """An endorsement device: its identity key and its token (requirements E-20, K-9)."""
 
     name: Name
@@ -72,13 +99,11 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="devic
     token: Token
 
 
-class NodeKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A signing key of a node: on which device, from which height, until which block time (ms) it counts."""
+class NodeKey(Lifetime, frozen=True, forbid_unknown_fields=True):
+    """A signing key of a node, on which device it lives, and when it counts."""
 
     key: Spki
     device: Name
-    since: Height
-    until: Milliseconds
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="node"):
@@ -88,7 +113,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="node"):
     keys: tuple[NodeKey, ...]
 
 
-class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="client"):
+class Client(Lifetime, frozen=True, forbid_unknown_fields=True, tag="client"):
     """A whitelisted client: its key, and the SHA-256 of its certificate or nothing (requirement E-1)."""
 
     name: Name
@@ -126,6 +151,8 @@ class EndorsementPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     expression: Annotated[str, msgspec.Meta(max_length=4096)]
     routing: Routing = Partitioned()
     distinct_devices: bool = False
+    least_tier: Tier = "claimed"
+    """The least assurance tier of a key whose vote counts (requirement K-5)."""
 
 
 class GuardOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="guard-order"):
@@ -137,7 +164,49 @@ class GuardOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="g
     since: Height
 
 
-Entry = Channel | Administrator | Registrar | Center | Device | Node | Client | EndorsementPolicy | GuardOrder
+Reason = Literal[
+    "unspecified", "key-compromise", "ca-compromise", "affiliation-changed", "superseded", "cessation-of-operation"
+]
+"""Why a key was revoked: the reasons of RFC 5280, section 5.3.1, that are final."""
+
+
+class Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="revocation"):
+    """A key that is refused from the block after this entry on, for ever (requirement K-14).
+
+    Where it is a device's identity key, every key on that device is refused with it.
+    """
+
+    name: Digest
+    """The id of the revoked key."""
+    holder: Annotated[str, msgspec.Meta(max_length=128)]
+    """The registry entry that held it: `node/A`, `device/device-a`, `client/alice`, …"""
+    reason: Reason
+    suspected: Milliseconds
+    """From when on others may have had the key, in milliseconds since the epoch; what it signed before stands."""
+
+
+class Custody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="custody"):
+    """The latest custody statement of a device: the tiers of its keys come from here (requirements K-5, K-6)."""
+
+    name: Name
+    """The device's."""
+    statement: Annotated[bytes, msgspec.Meta(max_length=700_000)]
+    """The canonical bytes of the DSSE envelope (see `protocol.custody`)."""
+
+
+Entry = (
+    Channel
+    | Administrator
+    | Registrar
+    | Center
+    | Device
+    | Node
+    | Client
+    | EndorsementPolicy
+    | GuardOrder
+    | Revocation
+    | Custody
+)
 
 CHANNEL_KEY: Final = "channel"
 

@@ -105,7 +105,9 @@ class Network:
     def node_entry(self, node: str, *, since: int = 0, until: int = FOR_EVER) -> Node:
         """The registry entry of a node, with all its keys."""
         keys = tuple(
-            NodeKey(key.spki, device, since, until) for (name, device), key in self.node_keys.items() if name == node
+            NodeKey(key.spki, device, since=since, until=until)
+            for (name, device), key in self.node_keys.items()
+            if name == node
         )
         return Node(node, keys)
 

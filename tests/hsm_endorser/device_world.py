@@ -27,7 +27,7 @@ from protocol.registry import Center, Device, Entry, Node, NodeKey, Registrar
 from protocol.transaction import Transaction
 from softhsm.tokens import CreatedToken, create_pin_file, create_token
 from tests import software_keys
-from tests.chain_builder import FOR_EVER, Network
+from tests.chain_builder import Network
 from tests.software_keys import SoftwareKey
 
 NAME = "device-a"
@@ -128,7 +128,7 @@ class World:
                 case Device(name="device-a"):
                     entries.append(Device(NAME, self.keys["identity"].spki, self.enrolled.provisioned.token))
                 case Node(name=name) if name in held:
-                    entries.append(Node(name, (NodeKey(held[name].spki, NAME, 0, FOR_EVER),)))
+                    entries.append(Node(name, (NodeKey(held[name].spki, NAME),)))
                 case Center():
                     entries.append(Center("center-1", self.keys["center/center-1"].spki, NAME))
                     entries.append(Center("center-2", self.other_center.spki, "device-b"))

@@ -13,7 +13,6 @@ from hsm_endorser.guard import Guard
 from hsm_endorser.provision import Provisioned, provision
 from protocol.keys import PublicKey
 from protocol.registry import Device, Entry, Node, NodeKey
-from tests.chain_builder import FOR_EVER
 from tests.hsm_endorser.device_world import Enrolled, World, device_config, new_token, running
 from tests.hsm_endorser.guard_fire_votes import Words, hear
 
@@ -32,7 +31,7 @@ class Replicated(World):
     def entries(self) -> list[Entry]:
         """The entries with both devices' keys."""
         own = self.second_provisioned
-        key = NodeKey(own.keys["node/A"].spki, SECOND, 0, FOR_EVER)
+        key = NodeKey(own.keys["node/A"].spki, SECOND)
         entries: list[Entry] = [Device(SECOND, own.keys["identity"].spki, own.token)]
         for entry in super().entries():
             if isinstance(entry, Node) and entry.name == "A":

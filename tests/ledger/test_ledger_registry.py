@@ -25,7 +25,7 @@ from protocol.registry import (
 )
 from protocol.transaction import Transaction
 from tests import software_keys
-from tests.chain_builder import FOR_EVER, Network
+from tests.chain_builder import Network
 
 Commit = Callable[..., list[str]]
 FRESH = software_keys.ecdsa("a fresh key").spki
@@ -211,7 +211,7 @@ class TestRefusals:
 
 
 def _key(spki: bytes, device: str = "device-a") -> NodeKey:
-    return NodeKey(spki, device, 0, FOR_EVER)
+    return NodeKey(spki, device)
 
 
 def _channel(network: Network, /, **changed: Any) -> Entry:

@@ -30,7 +30,6 @@ from protocol import canonical, merkle
 from protocol import registry as entries
 from protocol.block import PAYLOAD_TYPE as HEADER_TYPE
 from protocol.block import Block
-from protocol.canonical import MAX_INTEGER
 from protocol.endorsement import PAYLOAD_TYPE as HEAD_TYPE
 from protocol.endorsement import Branch, Tree, TreeHead, Vote
 from protocol.envelope import Envelope, Signature, pae
@@ -334,7 +333,7 @@ class SimulatedNetwork:
                 entries.Node(
                     node,
                     tuple(
-                        entries.NodeKey(device.node_keys[node].spki, name, 0, MAX_INTEGER)
+                        entries.NodeKey(device.node_keys[node].spki, name)
                         for name, device in self.devices.items()
                         if node in device.node_keys
                     ),

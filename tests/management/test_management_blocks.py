@@ -254,7 +254,7 @@ async def test_expired_node_key_is_not_used(network: SimulatedNetwork) -> None:
     """Votes under a key whose lifetime is over do not hold, and the device is named."""
     async with running(network, endorsement_ms=500) as center:
         gone = [
-            entries.Node(node, (entries.NodeKey(network.node_keys[node].spki, f"device-{node.lower()}", 0, 1),))
+            entries.Node(node, (entries.NodeKey(network.node_keys[node].spki, f"device-{node.lower()}", until=1),))
             for node in "AB"
         ]
         assert (await center.submit(administrators(network, *gone), wait=10)).json()["code"] == "valid"

@@ -55,7 +55,7 @@ def view(places: dict[str, tuple[str, ...]]) -> RegistryView:
     names = sorted({device for devices in places.values() for device in devices})
     devices = [entries.Device(name, Key().spki, entries.Token("simulated", "software", name)) for name in names]
     nodes = [
-        entries.Node(name, tuple(entries.NodeKey(Key().spki, device, 0, 1) for device in devices))
+        entries.Node(name, tuple(entries.NodeKey(Key().spki, device, until=1) for device in devices))
         for name, devices in places.items()
     ]
     return RegistryView({entries.key_of(entry): canonical.encode(entry) for entry in (*nodes, *devices)})
