@@ -3,7 +3,7 @@
 The one place that judges votes: blocks, receipts and the management service ask here (requirements E-5 to E-8, E-22).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -11,6 +11,7 @@ from ledger.errors import RegistryError
 from protocol import distinct
 from protocol.policy import Policy, PolicyResult
 from protocol.registry import Rotation, Routing
+from protocol.tier import Tier, reaches
 
 Vouchers = Mapping[str, Collection[str]]
 """The devices on which each node approved."""
@@ -26,6 +27,16 @@ class EndorsementRule(msgspec.Struct, frozen=True, eq=False):
     members: tuple[str, ...]
     token_of: Mapping[str, str]
     holders: Mapping[str, tuple[str, ...]]
+    least_tier: Tier = "claimed"
+    tier_of: Mapping[str, Callable[[], Tier]] = {}
+    """How to find the tier of each target's key, by key id: it is looked up for those that voted alone."""
+
+    def counts(self, key_id: str) -> bool:
+        """Whether a vote by this key counts for the policy: its tier suffices (requirement K-5)."""
+        if self.least_tier == "claimed":
+            return True
+        tier = self.tier_of.get(key_id)
+        return tier is not None and reaches(tier(), self.least_tier)
 
     @property
     def turns(self) -> tuple[tuple[str, ...], ...]:

@@ -26,7 +26,7 @@ class GenesisError(LedgerError):
 class AuthorizationError(LedgerError):
     """A transaction that nobody on the whitelist stands behind.
 
-    Codes: `wrong-network`, `unknown-client`, `bad-signature`, `not-authorized`.
+    Codes: `wrong-network`, `unknown-client`, `client-expired`, `revoked`, `bad-signature`, `not-authorized`.
     """
 
 

@@ -32,12 +32,16 @@ class Execution(msgspec.Struct, frozen=True):
     registry: RegistryView
 
 
-def execute(transactions: Sequence[Transaction], registry: RegistryView, fetch: Fetch) -> Execution:
-    """Run the transactions in order, each seeing what the valid ones before it wrote (requirement E-16).
+def execute(
+    transactions: Sequence[Transaction], registry: RegistryView, fetch: Fetch, *, height: int, time: int
+) -> Execution:
+    """Run the transactions of a block of this height and time (ms) in order, each seeing what those before it wrote.
+
+    Requirement E-16.
 
     The registry in force stays that before the batch; registry transactions alone see each other's changes.
     """
-    plans = [_plan(transaction, registry) for transaction in transactions]
+    plans = [_plan(transaction, registry, height, time) for transaction in transactions]
     overlay: dict[str, bytes | None] = dict(fetch({key for plan in plans for key in plan.reads}))
     written: dict[str, bytes | None] = {}
     outcomes: list[Outcome] = []
@@ -53,9 +57,11 @@ def execute(transactions: Sequence[Transaction], registry: RegistryView, fetch: 
     return Execution(outcomes, written, after)
 
 
-def simulate(transactions: Sequence[Transaction], registry: RegistryView, fetch: Fetch) -> list[str]:
+def simulate(
+    transactions: Sequence[Transaction], registry: RegistryView, fetch: Fetch, *, height: int, time: int
+) -> list[str]:
     """Run each transaction alone over the same state; the outcome codes, in order (requirement E-10)."""
-    plans = [_plan(transaction, registry) for transaction in transactions]
+    plans = [_plan(transaction, registry, height, time) for transaction in transactions]
     values = fetch({key for plan in plans for key in plan.reads})
     return [_run(plan, values, registry)[0] for plan in plans]
 
@@ -66,28 +72,28 @@ def write_set_hash(writes: Writes) -> str:
 
 
 class _Plan(msgspec.Struct, frozen=True):
-    transaction: Transaction
+    call: Call
     refused: str = ""
     operation: Operation | None = None
     arguments: Any = None
     reads: tuple[str, ...] = ()
 
 
-def _plan(transaction: Transaction, registry: RegistryView) -> _Plan:
+def _plan(transaction: Transaction, registry: RegistryView, height: int, time: int) -> _Plan:
     payload = transaction.payload
+    call = Call(payload.client, transaction.id, registry, height, time)
     try:
         operation = contracts.find(payload.contract, payload.operation)
         arguments = operation.decode(payload.arguments)
     except RejectedError as error:
-        return _Plan(transaction, error.code)
-    call = Call(payload.client, transaction.id, registry)
-    return _Plan(transaction, "", operation, arguments, operation.reads(arguments, call))
+        return _Plan(call, error.code)
+    return _Plan(call, "", operation, arguments, operation.reads(arguments, call))
 
 
 def _run(plan: _Plan, values: Mapping[str, bytes | None], registry: RegistryView) -> tuple[str, Writes]:
     if plan.operation is None:
         return plan.refused, {}
-    call = Call(plan.transaction.payload.client, plan.transaction.id, registry)
+    call = plan.call if plan.call.registry is registry else msgspec.structs.replace(plan.call, registry=registry)
     reads = {key: values.get(key) for key in plan.reads}
     try:
         return VALID, plan.operation.run(plan.arguments, call, reads)

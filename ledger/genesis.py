@@ -55,7 +55,7 @@ def draft_genesis(transaction: bytes, time: int) -> Block:
         decoded = Transaction.decode(transaction)
     except ProtocolError as error:
         raise BlockRefusedError("not-genesis", str(error)) from None
-    return unsigned(_header(decoded, _execute(decoded), time), [decoded], [])
+    return unsigned(_header(decoded, _execute(decoded, time), time), [decoded], [])
 
 
 def check_genesis(block: Block) -> Execution:
@@ -68,23 +68,23 @@ def check_genesis(block: Block) -> Execution:
     (transaction,) = block.transactions
     if transaction.kind != KIND:
         raise BlockRefusedError("not-genesis", f"block 0 holds {transaction.kind} where {KIND} is expected")
-    result = _execute(transaction)
+    result = _execute(transaction, block.header.time)
     if _header(transaction, result, block.header.time) != block.header:
         raise BlockRefusedError("not-genesis", "the header is not the one that the first set gives")
     try:
-        check_administrators(transaction, result.registry)
+        check_administrators(transaction, result.registry, height=0, time=block.header.time)
     except (AuthorizationError, BadSignatureError) as error:
         raise BlockRefusedError("not-genesis", str(error)) from None
     try:
-        centers = tuple(result.registry.centers.values())
-        verify_header(block.envelope, centers, result.registry.channel.centers_needed)
+        centers = result.registry.centers_for(height=0, time=block.header.time, kinds=[transaction.kind])
+        verify_header(block.envelope, tuple(centers.values()), result.registry.channel.centers_needed)
     except BadSignatureError as error:
         raise BadCopyError(f"genesis: {error}") from None
     return result
 
 
-def _execute(transaction: Transaction) -> Execution:
-    result = execution.execute([transaction], RegistryView({}), lambda _keys: {})
+def _execute(transaction: Transaction, time: int) -> Execution:
+    result = execution.execute([transaction], RegistryView({}), lambda _keys: {}, height=0, time=time)
     code = result.outcomes[0].code
     if code != VALID:
         raise BlockRefusedError("not-genesis", f"the first set does not hold together: {code}")

@@ -1,145 +1,25 @@
 """What is in force: the registry at one height, read-only, with its keys and policies ready to use."""
 
+import bisect
+import functools
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TypeVar
+
+import msgspec
 
 from ledger.endorsement_rule import EndorsementRule
-from ledger.errors import RegistryError
-from ledger.registry_entries import RegistryEntries
-from protocol import distinct, policy, registry
-from protocol.keys import PublicKey
+from ledger.registry_keys import RegistryKeys
+from protocol import policy
 from protocol.policy import Policy
-from protocol.registry import (
-    Administrator,
-    Center,
-    Channel,
-    Client,
-    Device,
-    EndorsementPolicy,
-    Entry,
-    GuardOrder,
-    Node,
-    Registrar,
-    decode_entry,
-    registry_root,
-)
-
-E = TypeVar("E", bound=Entry)
+from protocol.registry import EndorsementPolicy
 
 
-class RegistryView:
+class RegistryView(RegistryKeys):
     """All registry entries (canonical bytes by `kind/name`); never changes. Safe to share among threads."""
 
     def __init__(self, entries: Mapping[str, bytes]) -> None:
-        self.entries = entries if isinstance(entries, RegistryEntries) else RegistryEntries(entries)
-        self._decoded: dict[str, Entry] = {}
-        self._keys: dict[str, PublicKey] = {}
-        self._rules: dict[str, EndorsementRule] = {}
-
-    @cached_property
-    def root(self) -> str:
-        """The registry root over all entries."""
-        return registry_root(self.entries)
-
-    @cached_property
-    def channel(self) -> Channel:
-        """What holds for the whole network."""
-        return self._require(registry.CHANNEL_KEY, Channel)
-
-    @cached_property
-    def node_names(self) -> tuple[str, ...]:
-        """The channel's nodes, sorted."""
-        return self._names("node")
-
-    @cached_property
-    def administrators(self) -> dict[str, PublicKey]:
-        """Keys of the administrators, by name."""
-        return {
-            name: self._key(self._require(f"administrator/{name}", Administrator).key)
-            for name in self._names("administrator")
-        }
-
-    @cached_property
-    def registrars(self) -> dict[str, PublicKey]:
-        """Keys of the registrars (CAs), by name."""
-        return {name: self._key(self._require(f"registrar/{name}", Registrar).key) for name in self._names("registrar")}
-
-    @cached_property
-    def centers(self) -> dict[str, PublicKey]:
-        """Keys of the centers, by name."""
-        return {name: self._key(self._require(f"center/{name}", Center).key) for name in self._names("center")}
-
-    def client(self, name: str) -> PublicKey | None:
-        """The key of a whitelisted client."""
-        key = self._keys.get(name)
-        if key is None:
-            entry = self._find(f"client/{name}", Client)
-            if entry is None:
-                return None
-            key = self._keys[name] = self._key(entry.key)
-        return key
-
-    def registrar(self, name: str) -> Registrar | None:
-        """A registrar's entry."""
-        return self._find(f"registrar/{name}", Registrar)
-
-    def center(self, name: str) -> Center | None:
-        """A center's entry."""
-        return self._find(f"center/{name}", Center)
-
-    def device(self, name: str) -> Device | None:
-        """A device's entry."""
-        return self._find(f"device/{name}", Device)
-
-    def guard_order(self, device: str) -> GuardOrder | None:
-        """The last order to start the guard of a device anew, if there was one (requirement K-10)."""
-        return self._find(f"guard-order/{device}", GuardOrder)
-
-    def node(self, name: str) -> Node | None:
-        """A node's entry."""
-        return self._find(f"node/{name}", Node)
-
-    def node_key(self, node: str, key_id: str, *, device: str, height: int, time: int) -> PublicKey:
-        """The key `key_id` of `node` on `device`, when it counts at this height and block time.
-
-        Raises `RegistryError` that says why it does not (requirements E-9, K-13).
-        """
-        entry = self.node(node)
-        if entry is None:
-            raise RegistryError(f"there is no node {node}; known are {', '.join(self.node_names) or 'none'}")
-        for registered in entry.keys:
-            key = self._key(registered.key)
-            if key.id != key_id:
-                continue
-            if registered.device != device:
-                raise RegistryError(f"key {key_id[:16]}… of node {node} lives on {registered.device}, not on {device}")
-            if height < registered.since:
-                raise RegistryError(f"key {key_id[:16]}… of node {node} counts from height {registered.since} on")
-            if time >= registered.until:
-                raise RegistryError(f"key {key_id[:16]}… of node {node} has expired")
-            return key
-        raise RegistryError(f"key {key_id[:16]}… is not registered for node {node}")
-
-    def keys_on_device(self, device: str) -> dict[str, str]:
-        """Which node each key belongs to that the registry places on `device`, by key id."""
-        return {
-            self._key(registered.key).id: name
-            for name in self.node_names
-            for registered in self._require(f"node/{name}", Node).keys
-            if registered.device == device
-        }
-
-    def devices_of(self, node: str) -> tuple[str, ...]:
-        """The devices that hold a key of `node`, sorted (requirement E-6)."""
-        entry = self.node(node)
-        return tuple(sorted({registered.device for registered in entry.keys})) if entry else ()
-
-    def devices_in_force(self, node: str, *, height: int, time: int) -> tuple[str, ...]:
-        """The devices that hold a key of `node` which counts at this height and block time, sorted."""
-        entry = self.node(node)
-        keys = entry.keys if entry else ()
-        return tuple(sorted({key.device for key in keys if key.since <= height and time < key.until}))
+        super().__init__(entries)
+        self._rules: dict[tuple[str, int, int], EndorsementRule] = {}
 
     def policy(self, kind: str) -> Policy | None:
         """The policy for a transaction type `contract.operation`: its own, else that of its contract."""
@@ -149,35 +29,51 @@ class RegistryView:
     def rule(self, kind: str) -> EndorsementRule | None:
         """The policy for a transaction type, as votes are judged by it."""
         key = self.policy_key(kind)
-        if key is None:
-            return None
-        rule = self._rules.get(key)
-        if rule is None:
-            rule = self._rules[key] = self.rule_of(self._require(key, EndorsementPolicy))
-        return rule
+        return self._rule(key, None) if key else None
 
-    def rule_of(self, entry: EndorsementPolicy) -> EndorsementRule:
-        """What a policy, in force or not, comes to in this registry; raises `PolicySyntaxError`."""
+    def rule_at(self, kind: str, *, height: int, time: int) -> EndorsementRule | None:
+        """The same with those holders alone whose keys count at this height and block time: for asking them."""
+        key = self.policy_key(kind)
+        return self._rule(key, (height, time)) if key else None
+
+    def rule_of(
+        self, entry: EndorsementPolicy, *, usable: bool = False, at: tuple[int, int] | None = None
+    ) -> EndorsementRule:
+        """What a policy, in force or not, comes to in this registry; raises `PolicySyntaxError`.
+
+        Its holders are the devices that hold keys of its nodes. With `usable` or `at`, those whose keys are not revoked
+        and of a sufficient tier; with `at` (a height and a block time in ms), those whose keys count then.
+        """
         parsed = policy.parse(entry.expression)
-        return EndorsementRule(
+        keys = {name: self._keys_of(name) for name in sorted(parsed.nodes(self.node_names))}
+        rule = EndorsementRule(
             name=entry.name,
             policy=parsed,
             routing=entry.routing,
             distinct_devices=entry.distinct_devices,
             members=self.node_names,
             token_of=self.tokens if entry.distinct_devices else {},
-            holders={node: self.devices_of(node) for node in sorted(parsed.nodes(self.node_names))},
+            holders={},
+            least_tier=entry.least_tier,
+            tier_of={
+                key: functools.partial(self.tier, each.device, key)
+                for some in keys.values()
+                for key, each in some.items()
+            },
         )
 
-    @cached_property
-    def tokens(self) -> dict[str, str]:
-        """The token of each device: devices with the same value are one (see `protocol.distinct`)."""
-        return distinct.tokens(self.devices)
+        def holds(name: str, key: str) -> bool:
+            if not usable and at is None:
+                return True
+            standing = self._node_standing(name, key, keys[name][key])
+            lapse = standing.lapse(*at) if at else standing.revoked or standing.weak
+            return not lapse and rule.counts(key)
 
-    @cached_property
-    def devices(self) -> tuple[Device, ...]:
-        """All devices, sorted by name."""
-        return tuple(self._require(f"device/{name}", Device) for name in self._names("device"))
+        holders = {
+            name: tuple(sorted({each.device for key, each in some.items() if holds(name, key)}))
+            for name, some in keys.items()
+        }
+        return msgspec.structs.replace(rule, holders=holders)
 
     def policy_key(self, kind: str) -> str | None:
         """Under which key the policy for a transaction type stands."""
@@ -190,26 +86,28 @@ class RegistryView:
         """The registry after `changes`; None removes an entry."""
         return RegistryView(self.entries.changed(changes)) if changes else self
 
-    def _names(self, kind: str) -> tuple[str, ...]:
-        return tuple(key.removeprefix(kind + "/") for key in self.entries.under(kind))
+    def _rule(self, key: str, at: tuple[int, int] | None) -> EndorsementRule:
+        case = (key, *self._epoch(at))
+        rule = self._rules.get(case)
+        if rule is None:
+            rule = self._rules[case] = self.rule_of(self._require(key, EndorsementPolicy), at=at)
+        return rule
 
-    def _find(self, key: str, kind: type[E]) -> E | None:
-        entry = self._decoded.get(key)
-        if entry is None:
-            data = self.entries.get(key)
-            if data is None:
-                return None
-            entry = self._decoded[key] = decode_entry(key, data)
-        if not isinstance(entry, kind):
-            raise RegistryError(f"{key} is no {kind.__name__}")
-        return entry
+    def _epoch(self, at: tuple[int, int] | None) -> tuple[int, int]:
+        """Which of the spans of height and of time it is between which keys of nodes begin or cease to count."""
+        if at is None:
+            return (-1, -1)
+        heights, times = self._turns
+        return bisect.bisect_right(heights, at[0]), bisect.bisect_right(times, at[1])
 
-    def _require(self, key: str, kind: type[E]) -> E:
-        entry = self._find(key, kind)
-        if entry is None:
-            raise RegistryError(f"the registry has no {key}")
-        return entry
-
-    @staticmethod
-    def _key(spki: bytes) -> PublicKey:
-        return PublicKey.load(spki)
+    @cached_property
+    def _turns(self) -> tuple[list[int], list[int]]:
+        lifetimes = [
+            lifetime
+            for name in self.node_names
+            for standing in self._node_standings(name)
+            for lifetime in (standing.lifetime, standing.device_lifetime)
+            if lifetime is not None
+        ]
+        heights = {height for each in lifetimes for height in (each.since, each.last + 1)}
+        return sorted(heights), sorted({time for each in lifetimes for time in (each.not_before, each.until)})

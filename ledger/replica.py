@@ -2,23 +2,25 @@
 
     The block itself
      1. it is for the next height
-     2. enough centers signed the header      (else it is a bad copy, and another source may have a good one:
+     2. enough centers in force signed it     (else it is a bad copy, and another source may have a good one:
      3. its body is what its header commits    what nobody who matters stands behind never halts a replica)
      4. it is for this network, by the rules in force, and this release knows them
      5. it names the authentication data of the block before, and its time does not go back
     Each transaction
-     6. it is for this network, and its author stands on the whitelist and signed it (or administrators did)
+     6. it is for this network, and its author, a key in force, stands on the whitelist and signed it (or
+        administrators did)
      7. its window of validity is open, and it is in no block yet
     Each tree of votes
      8. its heads state the root over its leaves, and approve something of this block
      9. each head is signed by a key in force of the branch's own node, on the device that it names
     Each transaction again
     10. the nodes that approved it satisfy the policy in force; one node counts once, and so does one token where
-        the policy asks for distinct devices
+        the policy asks for distinct devices, and no vote below the policy's tier does
     The result
     11. executing it in order gives the outcomes and the registry that the header commits
 
-What is in force for block h is the registry after block h-1. A replica belongs to one thread.
+What is in force for block h is the registry after block h-1, at height h and the block's time. A replica belongs to
+one thread.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ import sqlalchemy as sa
 
 from ledger import execution
 from ledger.authority import authorize
+from ledger.contracts.registry import NAME as REGISTRY
 from ledger.errors import BadCopyError, BlockRefusedError, DivergedError, NotNextError, StoreError
 from ledger.execution import Execution
 from ledger.genesis import check_genesis
@@ -104,8 +107,8 @@ class Replica:
         return self.registry.channel.network
 
     def authorize(self, transaction: Transaction) -> None:
-        """Check who stands behind a transaction; raises `AuthorizationError` (requirements E-2, E-3)."""
-        authorize(transaction, self.registry, self.memory)
+        """Check who stands behind a transaction, as for the next block; raises `AuthorizationError` (E-2, E-3)."""
+        authorize(transaction, self.registry, self.memory, height=self.height + 1, time=self.time)
 
     def simulate(self, transactions: Sequence[Transaction]) -> list[str]:
         """What would become of each transaction, alone, in the next block: "valid" or the code of why not.
@@ -119,7 +122,9 @@ class Replica:
             if transaction.id in known:
                 codes[index] = "already-executed"
         open_ones = [transaction for transaction, code in zip(transactions, codes, strict=True) if not code]
-        results = iter(execution.simulate(open_ones, self.registry, self.store.fetch))
+        results = iter(
+            execution.simulate(open_ones, self.registry, self.store.fetch, height=self.height + 1, time=self.time)
+        )
         return [code or next(results) for code in codes]
 
     def draft(self, time: int, transactions: Sequence[Transaction], trees: Sequence[Tree]) -> CheckedBlock:
@@ -129,13 +134,20 @@ class Replica:
         """
         time = max(time, self.time)
         self._check_rules(RULES_VERSION)
+        if self.takes_repairs_only(time):
+            _check_repairs(transactions)
         _check_size(transactions, trees)
         sequences = self._verifier.verify(transactions, trees, height=self.height + 1, time=time)
-        result = execution.execute(transactions, self.registry, self.store.fetch)
+        result = self._execute(transactions, time)
         body = (tuple(transactions), tuple(trees))
         header = self._header(time, *body, result)
         self._checked = _checked(blocks.unsigned(header, *body), result, sequences)
         return self._checked
+
+    def takes_repairs_only(self, time: int) -> bool:
+        """Whether too few centers are in force for more than a block of registry transactions at this time (ms)."""
+        centers = self.registry.centers_in_force(height=self.height + 1, time=time)
+        return len(centers) < self.registry.channel.centers_needed
 
     def check(self, block: Block, *, signed: bool = True) -> CheckedBlock:
         """Check and execute a block without storing anything (requirements E-14, E-16, E-17, E-22).
@@ -157,7 +169,7 @@ class Replica:
         _check_body(block)
         self._check_place(header)
         sequences = self._verifier.verify(block.transactions, block.trees, height=header.height, time=header.time)
-        result = execution.execute(block.transactions, self.registry, self.store.fetch)
+        result = self._execute(block.transactions, header.time)
         self._compare(header, result)
         self._checked = _checked(block, result, sequences)
         return self._checked
@@ -192,6 +204,10 @@ class Replica:
     def _verifier(self) -> BodyVerifier:
         return BodyVerifier(self.registry, self.memory, self.store.locate)
 
+    def _execute(self, transactions: Sequence[Transaction], time: int) -> Execution:
+        """Step 11, for the next block."""
+        return execution.execute(transactions, self.registry, self.store.fetch, height=self.height + 1, time=time)
+
     def _stand_at(self, block: Block, registry: RegistryView) -> None:
         self.height = block.header.height
         self.time = block.header.time
@@ -206,9 +222,12 @@ class Replica:
 
     def _check_centers(self, block: Block) -> None:
         """Step 2."""
+        header = block.header
+        centers = self.registry.centers_for(
+            height=header.height, time=header.time, kinds={each.kind for each in block.transactions}
+        )
         try:
-            centers, needed = tuple(self.registry.centers.values()), self.registry.channel.centers_needed
-            blocks.verify_header(block.envelope, centers, needed)
+            blocks.verify_header(block.envelope, tuple(centers.values()), self.registry.channel.centers_needed)
         except BadSignatureError as error:
             # Whoever has no center key can make this up, so it says nothing about the chain.
             raise BadCopyError(f"block {block.header.height}: {error}") from None
@@ -303,6 +322,20 @@ def _check_size(transactions: Sequence[Transaction], trees: Sequence[Tree]) -> N
                 f"transaction {transaction.id} is beyond",
                 transaction.id,
             )
+
+
+def _check_repairs(transactions: Sequence[Transaction]) -> None:
+    """With centers that have expired, blocks bring registry transactions and nothing else."""
+    for transaction in transactions:
+        if transaction.payload.contract != REGISTRY:
+            raise BlockRefusedError(
+                "centers-expired",
+                "too few centers are in force: until administrators bring new keys, blocks hold registry transactions "
+                "alone",
+                transaction.id,
+            )
+    if not transactions:
+        raise BlockRefusedError("centers-expired", "too few centers are in force for a block without transactions")
 
 
 def _same_content(one: Block, other: Block) -> bool:

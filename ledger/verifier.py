@@ -16,8 +16,8 @@ from protocol.errors import ProtocolError
 from protocol.registry import Channel
 from protocol.transaction import Transaction
 
-Approval = tuple[str, str]
-"""A node, and the device on which its key approved."""
+Approval = tuple[str, str, str]
+"""A node, the device on which its key approved, and that key's id."""
 
 
 def window(transaction: Transaction, channel: Channel, height: int, time: int) -> str:
@@ -54,7 +54,7 @@ class BodyVerifier(msgspec.Struct, frozen=True, eq=False):
             heads = self._check_tree(tree, ids, height, time)
             for branch, head in zip(tree.branches, heads, strict=True):
                 sequences[head.device] = max(head.sequence, sequences.get(head.device, 0))
-                approval = (branch.node, head.device)
+                approval = (branch.node, head.device, head.key)
                 for leaf in branch.leaves:
                     if isinstance(leaf, int):
                         approvals[leaf].add(approval)
@@ -69,7 +69,7 @@ class BodyVerifier(msgspec.Struct, frozen=True, eq=False):
                 raise BlockRefusedError("duplicate", f"transaction {transaction.id} stands twice", transaction.id)
             ids.add(transaction.id)
             try:
-                authorize(transaction, self.registry, self.memory)
+                authorize(transaction, self.registry, self.memory, height=height, time=time)
             except AuthorizationError as error:
                 raise BlockRefusedError(error.code, f"transaction {transaction.id}: {error}", transaction.id) from None
             code = window(transaction, self.registry.channel, height, time)
@@ -115,8 +115,9 @@ class BodyVerifier(msgspec.Struct, frozen=True, eq=False):
                     "no-policy", f"transaction {transaction.id}: no policy for {transaction.kind}", transaction.id
                 )
             devices: dict[str, set[str]] = {}
-            for node, device in given:
-                devices.setdefault(node, set()).add(device)
+            for node, device, key in given:
+                if rule.counts(key):
+                    devices.setdefault(node, set()).add(device)
             result = rule.evaluate(devices)
             if not result.satisfied:
                 raise BlockRefusedError(

@@ -43,3 +43,11 @@ class PolicySyntaxError(ProtocolError):
     """An endorsement policy that cannot be parsed; the message points at the place."""
 
     code = "policy-syntax"
+
+
+class BadTranscriptError(ProtocolError):
+    """A step of a ceremony's transcript that does not hold; `step` is its number, from 1. No service answers it."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"step {step}: {reason}")
+        self.step = step

@@ -6,7 +6,7 @@ import msgspec
 
 from protocol.canonical import Digest, Height, Name
 from protocol.endorsement import Tree, Vote
-from protocol.envelope import Signature
+from protocol.envelope import Envelope, Signature
 
 MAX_PROPOSALS: Final = 4096
 """Most proposals in one endorsement request."""
@@ -55,25 +55,33 @@ class EndorseResponse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SignCertificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A TBSCertificate (DER, RFC 5280, section 4.1) for the CA's key."""
+    """A TBSCertificate (DER, RFC 5280, section 4.1) for the CA's key.
+
+    For a client that is on the whitelist with another key, `proof` is that key's request (see `protocol.renewal`).
+    """
 
     tbs: bytes
+    proof: Envelope | None = None
+    least_height: Height = 0
+    """The device must have applied this height before it judges."""
 
 
 class SignCrl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A TBSCertList (DER, RFC 5280, section 5.1) for the CA's key."""
+    """A TBSCertList (DER, RFC 5280, section 5.1) for the CA's key, or for one before it."""
 
     tbs: bytes
+    least_height: Height = 0
 
 
 class SignRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A transaction payload (canonical bytes) of `registry.add_client`, for the CA's key as registrar.
+    """A transaction payload (canonical bytes) of `registry.add_client` or `renew_client`, for the CA as registrar.
 
     `certificate` is the client's (DER), issued by the same key: the device compares it with the payload.
     """
 
     payload: bytes
     certificate: bytes
+    least_height: Height = 0
 
 
 class Signed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

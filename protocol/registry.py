@@ -66,6 +66,8 @@ class Channel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="chan
     """Digest of the key ceremony's transcript; "none" says for ever that one person made this network."""
     least_tier: Tier = "claimed"
     """The least assurance tier of a node's or center's key: below it, it is not enrolled and signs nothing (K-5)."""
+    longest_lifetime: Annotated[int, msgspec.Meta(ge=1, le=canonical.MAX_INTEGER)] = canonical.MAX_INTEGER
+    """How far beyond the block's time the end of a new key may lie, in milliseconds: so every key has one (K-13)."""
 
 
 class Administrator(Lifetime, frozen=True, forbid_unknown_fields=True, tag="administrator"):
@@ -224,6 +226,17 @@ def decode_entry(key: str, data: bytes) -> Entry:
     if key_of(entry) != key:
         raise MalformedError(f"an entry of {key_of(entry)!r} stands under {key!r}")
     return entry
+
+
+def spkis_of(entry: Entry) -> tuple[bytes, ...]:
+    """The public keys (DER SubjectPublicKeyInfo) that an entry holds."""
+    match entry:
+        case Administrator(key=key) | Registrar(key=key) | Center(key=key) | Client(key=key) | Device(identity=key):
+            return (key,)
+        case Node(keys=keys):
+            return tuple(each.key for each in keys)
+        case _:
+            return ()
 
 
 class _Leaf(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ MOST_OVERLAP: Final = 100_000
 
 
 class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which key takes the place of which, from which height on; both count for `overlap` blocks."""
+    """Which key takes the place of which, from which height on, and up to how many blocks later the old one counts."""
 
     network: Name
     holder: Annotated[
@@ -29,7 +29,7 @@ class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Annotated[str, msgspec.Meta(max_length=64)]
     """On whose token the new key was generated; empty for keys of clients and administrators."""
     since: Height
-    """From which height on the new key counts; the old one counts for `overlap` blocks from there."""
+    """From which height on the new key counts; the old one counts up to height `since + overlap`."""
     overlap: Annotated[int, msgspec.Meta(ge=0, le=MOST_OVERLAP)]
     not_before: Milliseconds
     until: Milliseconds

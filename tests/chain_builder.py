@@ -17,22 +17,29 @@ import msgspec
 from ledger.genesis import draft_genesis, genesis_payload
 from ledger.replica import Replica
 from protocol import block as blocks
-from protocol import canonical, endorsement, merkle
+from protocol import canonical, custody, endorsement, merkle, rotation
 from protocol.block import Block
+from protocol.custody import AuditedKey, AuditedToken, Predicate, Profile
 from protocol.endorsement import Branch, Tree, TreeHead, Vote, approval
+from protocol.envelope import Envelope
 from protocol.registry import (
     Administrator,
     Center,
     Channel,
     Client,
+    Custody,
     Device,
     EndorsementPolicy,
     Entry,
     Node,
     NodeKey,
+    Reason,
     Registrar,
+    Revocation,
     Token,
 )
+from protocol.rotation import Announcement
+from protocol.tier import Tier
 from protocol.transaction import PAYLOAD_TYPE, Transaction, TransactionPayload
 from tests import software_keys
 from tests.software_keys import SoftwareKey
@@ -40,6 +47,7 @@ from tests.software_keys import SoftwareKey
 GENESIS_TIME = 1_800_000_000_000
 LONGEST_VALIDITY = 3_600_000
 FOR_EVER = canonical.MAX_INTEGER
+YEAR = 365 * 24 * 3_600_000
 
 
 class Network:
@@ -56,9 +64,17 @@ class Network:
         policies: Mapping[str, str] | None = None,
         replicated: bool = False,
         time: int = GENESIS_TIME,
+        until: int = FOR_EVER,
+        least_tier: Tier = "claimed",
     ) -> None:
-        """With `replicated`, every device holds a key of its own for every node; else device-a holds A's alone."""
+        """With `replicated`, every device holds a key of its own for every node; else device-a holds A's alone.
+
+        All keys count until the block time `until`. With a `least_tier`, block 0 holds a custody statement of each
+        device that gives all its keys this tier.
+        """
         self.name = name
+        self.until = until
+        self.least_tier: Tier = least_tier
         self.time = time
         self.administrators_needed = administrators_needed
         self.devices = {f"device-{node.lower()}": software_keys.ecdsa(f"{name} identity {node}") for node in nodes}
@@ -89,16 +105,18 @@ class Network:
                 administrators_needed=self.administrators_needed,
                 longest_validity=LONGEST_VALIDITY,
                 ceremony="none",
+                least_tier=self.least_tier,
             ),
-            *(Administrator(name, key.spki) for name, key in self.administrators.items()),
-            Registrar("ca", self.registrar.spki, b"no certificate is looked at here"),
-            Center("center-1", self.center.spki, next(iter(self.devices))),
+            *(Administrator(name, key.spki, until=self.until) for name, key in self.administrators.items()),
+            Registrar("ca", self.registrar.spki, b"no certificate is looked at here", until=self.until),
+            Center("center-1", self.center.spki, next(iter(self.devices)), until=self.until),
             *(
-                Device(name, key.spki, Token("software", "for tests", name.removeprefix("device-")))
+                Device(name, key.spki, Token("software", "for tests", name.removeprefix("device-")), until=self.until)
                 for name, key in self.devices.items()
             ),
-            *(self.node_entry(node) for node in nodes),
-            *(Client(name, key.spki, "") for name, key in self.clients.items()),
+            *(self.node_entry(node, until=self.until) for node in nodes),
+            *(Client(name, key.spki, "", until=self.until) for name, key in self.clients.items()),
+            *(self.custody(device, self.least_tier) for device in self.devices if self.least_tier != "claimed"),
             *(EndorsementPolicy(kind, expression) for kind, expression in self.policies.items()),
         ]
 
@@ -186,6 +204,90 @@ class Network:
     def put(self, *entries: Entry, **options: Any) -> Transaction:
         """A `registry.put` transaction."""
         return self.registry("put", {"entries": [builtins(entry) for entry in entries]}, **options)
+
+    # --- the life of keys ---------------------------------------------------------------------------------
+
+    def statement(
+        self,
+        device: str,
+        tiers: Tier | Mapping[str, Tier],
+        *,
+        signer: SoftwareKey | None = None,
+        time: int | None = None,
+        about: str | None = None,
+        network: str | None = None,
+    ) -> Envelope:
+        """A custody statement by a device: one tier for all keys on it, or tiers by key id.
+
+        It is about this device of this network, at the network's first time, unless others are given.
+        """
+        here: dict[str, str] = {key.id: node for (node, where), key in self.node_keys.items() if where == device}
+        if device == next(iter(self.devices)):
+            here[self.center.id] = "center-1"
+        given = tiers if isinstance(tiers, Mapping) else dict.fromkeys(here, tiers)
+        predicate = Predicate(
+            device=device if about is None else about,
+            network=self.name if network is None else network,
+            time=self.time if time is None else time,
+            tool="tests",
+            profile=Profile("tests", "00" * 32),
+            token=AuditedToken(device, "software", "for tests", device.removeprefix("device-"), "1", software=True),
+            keys=tuple(AuditedKey(key, here.get(key, "key"), "", tier, "pass") for key, tier in given.items()),
+            rows=(),
+            verdict="pass",
+            read_only=False,
+        )
+        return (signer or self.devices[device]).envelope(custody.PAYLOAD_TYPE, custody.encode(predicate))
+
+    def custody(self, device: str, tiers: Tier | Mapping[str, Tier], **options: Any) -> Custody:
+        """The registry entry with such a statement."""
+        return Custody(device, canonical.encode(self.statement(device, tiers, **options)))
+
+    def announcement(
+        self, holder: str, old: SoftwareKey, new: SoftwareKey, /, *, signers: Sequence[SoftwareKey] = (), **changed: Any
+    ) -> Envelope:
+        """The announcement of a new key, signed by both unless other `signers` are given; `changed` replaces fields."""
+        kind = holder.partition("/")[0]
+        fields: dict[str, Any] = {
+            "network": self.name,
+            "holder": holder,
+            "old": old.id,
+            "new": new.spki,
+            "device": next(iter(self.devices)) if kind in {"node", "center"} else "",
+            "since": 1,
+            "overlap": 0,
+            "not_before": 0,
+            "until": self.time + YEAR,
+            "certificate": b"a new certificate" if kind in {"registrar", "client"} else b"",
+        }
+        payload = canonical.encode(Announcement(**{**fields, **changed}))
+        both = list({key.id: key for key in (old, new)}.values())
+        return software_keys.envelope(rotation.PAYLOAD_TYPE, payload, list(signers) or both)
+
+    def rotate(
+        self,
+        holder: str,
+        old: SoftwareKey,
+        new: SoftwareKey,
+        /,
+        *,
+        administrators: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Transaction:
+        """A `registry.rotate` transaction by administrators, with such an announcement."""
+        announced = builtins(self.announcement(holder, old, new, **options))
+        return self.registry("rotate", {"announcement": announced}, administrators=administrators)
+
+    def renew_client(self, name: str, old: SoftwareKey, new: SoftwareKey, /, **options: Any) -> Transaction:
+        """A `registry.renew_client` transaction by the registrar."""
+        announced = builtins(self.announcement(f"client/{name}", old, new, **options))
+        return self.transaction(
+            "registry", "renew_client", {"announcement": announced}, client="ca", signers=[self.registrar]
+        )
+
+    def revocation(self, holder: str, key: SoftwareKey, reason: Reason = "key-compromise") -> Revocation:
+        """The registry entry that revokes a key."""
+        return Revocation(key.id, holder, reason, self.time)
 
     # --- devices ------------------------------------------------------------------------------------------
 
@@ -288,8 +390,8 @@ def approvals(network: str, transactions: Sequence[Transaction], nodes: Iterable
     }
 
 
-def builtins(entry: Entry) -> Any:
-    """A registry entry as it stands in a transaction's arguments."""
+def builtins(entry: Entry | Envelope) -> Any:
+    """A registry entry or an envelope as it stands in a transaction's arguments."""
     return msgspec.json.decode(canonical.encode(entry))
 
 

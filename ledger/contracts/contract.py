@@ -19,11 +19,14 @@ Writes = Mapping[str, bytes | None]
 
 
 class Call(msgspec.Struct, frozen=True):
-    """Who calls, in which transaction, under which registry."""
+    """Who calls, in which transaction, under which registry, in a block of which height and time."""
 
     client: str
     transaction: str
     registry: RegistryView
+    height: int
+    time: int
+    """In milliseconds since the epoch."""
 
 
 class Operation(msgspec.Struct, frozen=True):

@@ -178,7 +178,7 @@ def test_value_is_conserved(blocks: list[list[tuple[str, str, list[int], list[st
         transactions = [_wish(network, made, wish) for wish in wishes]
         results = []
         for state in states:
-            result = execution.execute(transactions, view, functools.partial(_fetch, state))
+            result = execution.execute(transactions, view, functools.partial(_fetch, state), height=1, time=0)
             results.append(result.outcomes)
             state.update({key: value for key, value in result.writes.items() if value is not None})
         assert results[0] == results[1]

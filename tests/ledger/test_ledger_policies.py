@@ -164,13 +164,13 @@ class TestReceipts:
         world.vote(wish, ("A", "device-a"), ("B", "device-b"))
         data = make_receipt(world.replica.store, wish.id)
         report = verify_receipt(data, world.genesis)
-        assert report.steps[-1] == f"A, B endorsed it, which satisfies the policy {TWO}, each on a token of its own"
+        assert f"A, B endorsed it, which satisfies the policy {TWO}, each on a token of its own" in report.steps
         receipt = read(data)
         shown = {proven.key for proven in receipt.registry}
         assert {"device/device-a", "device/device-b"} <= shown
         rest = tuple(proven for proven in receipt.registry if proven.key != "device/device-b")
         error = unproven(msgspec.structs.replace(receipt, registry=rest), world.genesis)
-        assert (error.step, "the registry has no device/device-b" in str(error)) == ("endorsements", True)
+        assert (error.step, "were left out" in str(error)) == ("endorsements", True)
 
     @pytest.mark.requirement("K-15", "E-22")
     def test_votes_on_one_device_prove_nothing(self, world: World) -> None:
@@ -184,13 +184,14 @@ class TestReceipts:
         assert "each node needs a token of its own" in str(error)
 
     @pytest.mark.requirement("K-15")
-    def test_devices_are_left_out_where_nobody_asks(self, world: World) -> None:
-        """Without distinct devices a receipt shows none, and is smaller for it."""
+    def test_the_devices_that_voted_are_shown_always(self, world: World) -> None:
+        """Without distinct devices too: whether their keys count stands in the entries of the devices."""
         assert world.put(EndorsementPolicy("evidence", TWO)) == "valid"
         wish = world.network.evidence("x")
         world.vote(wish, ("A", "device-a"), ("B", "device-b"))
         receipt = read(make_receipt(world.replica.store, wish.id))
-        assert "device/device-b" not in {proven.key for proven in receipt.registry}
+        shown = {proven.key for proven in receipt.registry}
+        assert {"device/device-a", "device/device-b"} <= shown
 
     @pytest.mark.requirement("E-22")
     @pytest.mark.parametrize(

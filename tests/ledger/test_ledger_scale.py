@@ -53,7 +53,7 @@ def test_a_block_of_registrations(network: Network, crowded: RegistryView) -> No
         for number in range(1000)
     ]
     with within(3):
-        result = execution.execute(wishes, crowded, lambda _keys: {})
+        result = execution.execute(wishes, crowded, lambda _keys: {}, height=1, time=0)
         assert {outcome.code for outcome in result.outcomes} == {"valid"}
         assert len(result.registry.entries) == len(crowded.entries) + 1000
         assert result.registry.root != crowded.root
@@ -66,7 +66,7 @@ def test_policies_beside_many_clients(network: Network, crowded: RegistryView) -
     """Changes that bring no key do not look at all clients."""
     wishes = [network.put(EndorsementPolicy(f"p{number}", "ALL")) for number in range(50)]
     with within(2):
-        result = execution.execute(wishes, crowded, lambda _keys: {})
+        result = execution.execute(wishes, crowded, lambda _keys: {}, height=1, time=0)
     assert {outcome.code for outcome in result.outcomes} == {"valid"}
 
 
@@ -79,7 +79,7 @@ def test_4096_entries_at_once(network: Network, crowded: RegistryView) -> None:
     center = msgspec.structs.replace(next(e for e in entries if e.__class__.__name__ == "Center"), key=taken)
     wishes = [network.put(*clients), network.put(center, *clients)]
     with within(4):
-        result = execution.execute(wishes, crowded, lambda _keys: {})
+        result = execution.execute(wishes, crowded, lambda _keys: {}, height=1, time=0)
     assert [outcome.code for outcome in result.outcomes] == ["valid", "key-in-use"]
 
 

@@ -5,17 +5,21 @@ import hashlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from ledger.receipt import verify_receipt
 from ledger.replica import Replica
 from ledger.store import ChainStore, url_of
+from protocol import custody, registry, rotation
 from protocol.block import Block
+from protocol.envelope import Envelope
 from protocol.keys import PublicKey
 from protocol.transaction import Transaction
+from tests.chain_builder import Network
 from tests.vectors import generate
 
-NAMES = ("keys", "canonical", "merkle", "transaction", "endorsement", "block", "registry", "chain")
+NAMES = ("keys", "canonical", "merkle", "transaction", "endorsement", "block", "registry", "life", "chain")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,24 @@ def test_a_transaction_is_its_envelope_and_its_id() -> None:
         found = Transaction.decode(raw.encode())
         found.verify(PublicKey.load(base64.b64decode(_file("keys")[scheme]["spki"])))
         assert found.id == vector["id"]
+
+
+@pytest.mark.requirement("K-6", "K-12")
+def test_the_life_of_a_key_verifies() -> None:
+    """The announcement by both keys, the custody statement by the device, and their entries, from their bytes alone."""
+    vector = _file("life")
+    announced = msgspec.json.decode(vector["announcement"]["envelope"], type=Envelope)
+    statement = msgspec.json.decode(vector["statement"]["envelope"], type=Envelope)
+    registered = {each["key"]: registry.decode_entry(each["key"], each["entry"].encode()) for each in vector["entries"]}
+    identity = {each.id: each for each in (key.public for key in Network("vectors").devices.values())}
+    node = registered["node/A"]
+    assert isinstance(node, registry.Node)
+    old, new = (PublicKey.load(each.key) for each in node.keys)
+    assert rotation.verify(announced, old).new == new.spki
+    assert rotation.digest_of(announced) == vector["announcement"]["digest"]
+    found = custody.verify(statement, identity[vector["statement"]["identity"]])
+    assert [custody.tier_of(found, key.id) for key in (old, new)] == ["probed", "read-back"]
+    assert custody.digest_of(statement) == vector["statement"]["digest"]
 
 
 @pytest.mark.requirement("E-14", "E-16", "E-17")

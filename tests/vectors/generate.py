@@ -14,17 +14,18 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from ledger.evidence import make_evidence
 from ledger.receipt import make_receipt
 from ledger.replica import Replica
 from ledger.store import ChainStore, url_of
 from protocol import block as blocks
-from protocol import canonical, endorsement, merkle, registry
+from protocol import canonical, custody, endorsement, merkle, registry, rotation
 from protocol.block import Outcome
 from protocol.endorsement import approval
 from protocol.envelope import pae
 from protocol.transaction import PAYLOAD_TYPE
 from tests import software_keys
-from tests.chain_builder import Network
+from tests.chain_builder import YEAR, Network
 from tests.protocol import samples
 from tests.software_keys import SoftwareKey
 
@@ -41,6 +42,7 @@ def vectors() -> dict[str, Any]:
         "endorsement": _endorsement(),
         "block": _block(),
         "registry": _registry(),
+        "life": _life(),
         "chain": _chain(),
     }
 
@@ -159,6 +161,45 @@ def _registry() -> dict[str, Any]:
     }
 
 
+def _life() -> dict[str, Any]:
+    """A key's lifetime, revocation, custody statement and successor, as they are signed and as they are registered."""
+    network = Network("vectors")
+    old, new = network.node_keys["A", "device-a"], software_keys.ecdsa("vectors node A, the next")
+    announced = network.announcement("node/A", old, new, since=12, overlap=3, not_before=5, until=YEAR)
+    statement = network.statement("device-a", {old.id: "probed", new.id: "read-back"})
+    entries: list[registry.Entry] = [
+        network.revocation("client/c1", network.clients["c1"]),
+        network.custody("device-a", {old.id: "probed", new.id: "read-back"}),
+        registry.Node(
+            "A",
+            (
+                registry.NodeKey(old.spki, "device-a", last=15),
+                registry.NodeKey(new.spki, "device-a", since=12, not_before=5, until=YEAR),
+            ),
+        ),
+    ]
+    return {
+        "announcement": {
+            "envelope": canonical.encode(announced).decode(),
+            "pae": pae(rotation.PAYLOAD_TYPE, announced.payload).hex(),
+            "digest": rotation.digest_of(announced),
+        },
+        "statement": {
+            "envelope": canonical.encode(statement).decode(),
+            "digest": custody.digest_of(statement),
+            "identity": network.devices["device-a"].id,
+        },
+        "entries": [
+            {
+                "key": registry.key_of(entry),
+                "entry": canonical.encode(entry).decode(),
+                "leaf": registry.entry_leaf(registry.key_of(entry), canonical.encode(entry)).hex(),
+            }
+            for entry in entries
+        ],
+    }
+
+
 def _chain() -> dict[str, Any]:
     """Three blocks, the state that they lead to, and a receipt."""
     network = Network("vectors")
@@ -176,6 +217,7 @@ def _chain() -> dict[str, Any]:
             "state_digest": digest,
             "transaction": again.id,
             "receipt": make_receipt(store, again.id).decode(),
+            "evidence": make_evidence(store, again.id).decode(),
         }
         store.close()
     return made
