@@ -1,46 +1,65 @@
 """`hsm-endorser client`: how a client gets its identity from the CA (requirement E-1), and how it loses it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
-from cli import registry
+from cli import client_renewal, client_request, registry, revoking
 from cli.api import Control, Management
+from cli.client_renewal import ToSign
 from cli.errors import UnreachableError, UsageError
 from cli.keys import SoftwareKey
 from cli.output import JsonFlag, Output
 from cli.plan import Layout, read_network
 
-app = typer.Typer(help="Clients: register, approve, remove.", no_args_is_help=True)
+app = typer.Typer(help="Clients: register, approve, renew, revoke, remove.", no_args_is_help=True)
 
 INVITATION_SECONDS: Final = 300
 REGISTRATION_SECONDS: Final = 30.0
 
 NetworkFolder = Annotated[Path, typer.Option("--network", help="The network folder.")]
+RequestFile = Annotated[
+    Path | None, typer.Option("--csr", help="A certificate signing request that was made elsewhere (PEM or DER).")
+]
+CertificateFile = Annotated[
+    Path | None, typer.Option("--output", help="Where to write the certificate; beside the CSR, if none.")
+]
 ClientName = Annotated[str, typer.Argument(help="The client's name: ASCII letters, digits, . _ -")]
 
 
 @app.command()
 def register(
+    *,
     name: ClientName,
     network: NetworkFolder,
     secret_file: Annotated[
         Path | None, typer.Option(help="A file with the one-time enrolment secret that the operator gave.")
     ] = None,
     ask: Annotated[bool, typer.Option("--ask", help="Use no secret; wait for the operator's approval.")] = False,
+    csr: RequestFile = None,
+    certificate: CertificateFile = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key, have the CA certify it, and wait until the client is on the chain's whitelist.
 
     Without a secret file, the operator of this folder invites the client through the control socket. With --ask
-    an operator must approve it (client approve NAME); run the same command again afterwards.
+    an operator must approve it (client approve NAME); run the same command again afterwards. With --csr the key
+    is made elsewhere (openssl req -new -key alice.key -subj /CN=alice -out alice.csr) and stays there.
     """
     output = Output(as_json=as_json)
     layout = Layout(network)
     read_network(network)
+    if csr is not None:
+        request = client_request.read(csr)
+        secret = None if ask else _secret(layout, name, secret_file)
+        with Management(layout.socket("management")) as management:
+            told = management.enrol(name, request.pem, secret)
+        _tell_foreign(output, layout, name, told, lambda pem: request.write_certificate(pem, certificate))
+        return
     _require_new(layout, name)
     secret = None if ask else _secret(layout, name, secret_file)
     answer = enrol(layout, name, secret)
@@ -81,6 +100,54 @@ def refuse(name: ClientName, network: NetworkFolder, as_json: JsonFlag = False) 
 
 
 @app.command()
+def renew(
+    name: ClientName,
+    network: NetworkFolder,
+    csr: RequestFile = None,
+    certificate: CertificateFile = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Put a new key in the place of a client's key: both announce it, and the CA certifies it (requirement K-12).
+
+    The old key signs nothing more from then on, and its certificate is on the list of revoked ones as superseded.
+    With --csr the new key is elsewhere: what it, or an old key that is elsewhere, has to sign is written beside the
+    CSR; sign it as told, and run the same command again.
+    """
+    output, layout = Output(as_json=as_json), Layout(network)
+    read_network(network)
+    try:
+        if csr is None:
+            renewed = client_renewal.with_new_key(layout, name)
+        else:
+            renewed = client_renewal.with_request(layout, name, client_request.read(csr), certificate)
+    except client_renewal.UnsignedError as waiting:
+        _tell_missing(output, name, waiting.missing)
+        return
+    output.say(f"{name} has a new key" + (f" since block {renewed.height}." if renewed.height else "."))
+    output.plain(f"Its certificate: {renewed.certificate}")
+    output.result({"client": name, "renewed": True, **msgspec.to_builtins(renewed)})
+
+
+@app.command()
+def revoke(
+    *,
+    name: ClientName,
+    network: NetworkFolder,
+    reason: Annotated[str, typer.Option(help=f"One of: {', '.join(revoking.REASONS)}.")],
+    suspected: Annotated[
+        str, typer.Option(help="From when on others may have had the key: 2026-11-21T10:00:00Z, or ms. Now, if none.")
+    ] = "",
+    administrator: Annotated[
+        list[str] | None, typer.Option("--administrator", help="Who signs; again for each. As many as needed, if none.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Refuse a client's key from the next block on, for ever; its certificate is on the CA's next list (K-14)."""
+    row = revoking.find(network, f"client/{name}")
+    revoking.revoke(Output(as_json=as_json), revoking.Wish(network, row, reason, suspected, tuple(administrator or ())))
+
+
+@app.command()
 def remove(name: ClientName, network: NetworkFolder, as_json: JsonFlag = False) -> None:
     """Take a client off the whitelist, signed by as many administrators as the network asks for."""
     registry.change(Output(as_json=as_json), network, "remove", {"keys": [f"client/{name}"]})
@@ -106,6 +173,34 @@ def enrol(layout: Layout, name: str, secret: str | None) -> dict[str, Any] | Non
         "height": status.height,
         "transaction": status.transaction,
     }
+
+
+def _tell_foreign(
+    output: Output, layout: Layout, name: str, answer: dict[str, Any], write: Callable[[str], Path]
+) -> None:
+    """What became of the enrolment of a client whose key is elsewhere."""
+    if "certificate" not in answer:
+        output.say(f"{name} waits for approval: hsm-endorser client approve {name} --network {layout.folder}")
+        output.say("Run this command again after that.")
+        output.result({"client": name, "registered": False})
+        return
+    with Management(layout.socket("management")) as management:
+        status = management.follow(answer["transaction"], seconds=REGISTRATION_SECONDS)
+    registry.require_committed(status)
+    path = str(write(answer["certificate"]))
+    output.say(f"{name} is registered in block {status.height}.")
+    output.plain(f"Its certificate: {path}")
+    told = {"client": name, "registered": True, "certificate": path}
+    output.result({**told, "height": status.height, "transaction": status.transaction})
+
+
+def _tell_missing(output: Output, name: str, missing: list[ToSign]) -> None:
+    output.plain("To be signed where the keys are:")
+    for each in missing:
+        output.plain(f"  {each.command()}")
+    output.plain("Then run this command again.")
+    told = [{"key": each.whose, "message": str(each.message), "signature": str(each.signature)} for each in missing]
+    output.result({"client": name, "renewed": False, "to_sign": told})
 
 
 def invite(layout: Layout, name: str) -> str:

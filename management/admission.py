@@ -48,7 +48,7 @@ def _admit(
             f"the transaction was valid until {payload.valid_until}, it is {now} (ms); sign a new one",
         )
     try:
-        authorize(transaction, registry, memory)
+        authorize(transaction, registry, memory, height=height + 1, time=now)
     except AuthorizationError as error:
         return _refusal(transaction, error.code, str(error))
     except LedgerError as error:

@@ -6,7 +6,7 @@ The submission path takes raw bytes; a batch is one transaction a line. HTTP sta
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 from cryptography import x509
@@ -21,7 +21,8 @@ from ledger.errors import LedgerError
 from ledger.replica import Replica
 from management.alarms import Alarms
 from management.answering import batch_body, status_members
-from management.ca import LONGEST_INVITATION_SECONDS, CertificateAuthority
+from management.ca import LONGEST_INVITATION_SECONDS, CertificateAuthority, Enrolled
+from management.certificate import Kind
 from management.device_client import DeviceClient
 from management.errors import (
     BadAnswerError,
@@ -34,12 +35,17 @@ from management.errors import (
 )
 from management.feed import Feed
 from management.intake import Intake
+from management.issued import Issued
 from management.outcome import Refusal, Status
+from management.renewal import Renewals
 from management.routing import Router
+from management.rule_now import rule_now
 from management.simulation import DeviceState, simulate
 from management.streaming import LineStream
 from protocol import canonical
 from protocol.canonical import TxId
+from protocol.envelope import Envelope
+from protocol.registry import Reason
 from transport import operations, problem
 from transport.operations import Readiness
 from transport.problem import ProblemError, problem_response
@@ -59,6 +65,15 @@ STATUS_OF: Final = {
     "bad-secret": 403,
     "secret-needed": 403,
     "enrolment-refused": 403,
+    "bad-renewal": 403,
+    "client-expired": 403,
+    "revoked": 403,
+    "key-in-use": 409,
+    "key-retired": 409,
+    "too-many-keys": 409,
+    "not-issued": 404,
+    "unknown-issuer": 404,
+    "unknown-node": 404,
     "endorsement-refused": 409,
     "already-registered": 409,
     "already-executed": 409,
@@ -82,8 +97,11 @@ TransactionId = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, Path(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 NameInQuery = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 NameField = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+KeyInQuery = Annotated[str, Query(pattern="^([0-9a-f]{64})?$")]
+KindInQuery = Annotated[Kind | None, Query()]
 HeightInPath = Annotated[int, Path(ge=0, le=canonical.MAX_INTEGER)]
 HeightInQuery = Annotated[int, Query(alias="from", ge=0, le=canonical.MAX_INTEGER)]
+Until = Literal["settled", "endorsed"]
 Wait = Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS, allow_inf_nan=False)]
 
 
@@ -94,6 +112,7 @@ class Center(Protocol):
     intake: Intake
     feed: Feed
     ca: CertificateAuthority
+    renewals: Renewals
     devices: dict[str, DeviceClient]
     router: Router
     alarms: Alarms
@@ -112,6 +131,47 @@ class EnrolRequest(BaseModel):
     name: NameField
     csr: Annotated[str, Field(max_length=65536)]
     secret: Annotated[str, Field(max_length=256)] | None = None
+
+
+class RenewRequest(BaseModel):
+    """A CSR (PEM) of the new key, and the request that the key in force signed (a DSSE envelope, base64 in JSON)."""
+
+    model_config = ConfigDict(extra="forbid")
+    csr: Annotated[str, Field(max_length=65536)]
+    proof: dict[str, Any]
+
+
+class AnnounceRequest(BaseModel):
+    """The announcement of a client's new key (a DSSE envelope), signed by the old key and by the new one."""
+
+    model_config = ConfigDict(extra="forbid")
+    announcement: dict[str, Any]
+
+
+class NodeCertificateRequest(BaseModel):
+    """Whose keys are certified: all of a node that count now, or the one on a device."""
+
+    model_config = ConfigDict(extra="forbid")
+    node: NameField
+    device: NameField | None = None
+
+
+class ServiceCertificateRequest(BaseModel):
+    """A service's CSR (PEM). Without `dns` and `addresses`, the alternative names in the CSR are certified."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: NameField
+    csr: Annotated[str, Field(max_length=65536)]
+    dns: Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=64)] = []
+    addresses: Annotated[list[Annotated[str, Field(max_length=45)]], Field(max_length=64)] = []
+
+
+class RevokeRequest(BaseModel):
+    """Why a service's certificates are revoked (RFC 5280, section 5.3.1); and one (PEM) that is listed no more."""
+
+    model_config = ConfigDict(extra="forbid")
+    reason: Reason = "unspecified"
+    certificate: Annotated[str, Field(max_length=65536)] | None = None
 
 
 class InviteRequest(BaseModel):
@@ -135,11 +195,14 @@ def public_app(center: Center) -> FastAPI:
 
 def _add_submission(app: FastAPI, center: Center) -> None:
     @app.post("/v1/transactions", status_code=202, openapi_extra=_body(JSON), responses=_answered({200: JSON}))
-    async def submit(request: Request, wait: Wait = 0.0) -> Response:
-        """Take one transaction (the canonical bytes of its envelope): 202 means durably kept."""
+    async def submit(request: Request, wait: Wait = 0.0, until: Until = "settled") -> Response:
+        """Take one transaction (the canonical bytes of its envelope): 202 means durably kept.
+
+        With `wait` the answer comes when it is settled, or, `until=endorsed`, when it has its endorsements.
+        """
         body = await request.body()
         with _refusals():
-            answer = await center.intake.submit_one(body, wait)
+            answer = await center.intake.submit_one(body, wait, until_endorsed=until == "endorsed")
         if isinstance(answer, Status) and answer.refusal:
             answer = answer.refusal
         if isinstance(answer, Refusal):
@@ -253,7 +316,7 @@ def _add_routing(app: FastAPI, center: Center) -> None:
     @app.get("/v1/routes/{kind}", responses=_PROBLEMS)
     async def route(kind: Name) -> Response:
         """Whom the next transaction of this type goes to, and why: the candidates with their figures (E-7)."""
-        rule = None if kind.partition(".")[0] == REGISTRY else center.replica.registry.rule(kind)
+        rule = None if kind.partition(".")[0] == REGISTRY else rule_now(center.replica, kind)
         if rule is None:
             raise ProblemError(404, "no-policy", f"no policy says who endorses {kind}")
         return _json(center.router.explain(kind, rule))
@@ -274,24 +337,46 @@ def _add_ca(app: FastAPI, center: Center) -> None:
             return _json(
                 {"name": asked.name, "status": "waiting for an operator; send the same request again later"}, 202
             )
+        return _json(_enrolled(issued), 201)
+
+    @app.post("/v1/clients/{name}/certificate", status_code=201, responses=_PROBLEMS)
+    async def renew(name: Name, asked: RenewRequest) -> Response:
+        """A certificate for a client's new key, on the word of the key in force; and what both are to sign (K-12)."""
+        with _refusals():
+            offered = await center.renewals.ask(name, asked.csr.encode(), _envelope(asked.proof))
         members = {
-            "certificate": _pem(issued.certificate),
-            "ca_certificate": _pem(issued.ca_certificate),
-            "transaction": issued.transaction,
+            "certificate": _pem(offered.certificate),
+            "ca_certificate": _pem(offered.ca_certificate),
+            "announcement": offered.announcement.decode(),
         }
         return _json(members, 201)
 
+    @app.post("/v1/clients/{name}/key", status_code=201, responses=_PROBLEMS)
+    async def announce(name: Name, asked: AnnounceRequest) -> Response:
+        """The new key takes the place of the old one: both have signed the announcement (K-12)."""
+        with _refusals():
+            return _json(_enrolled(await center.renewals.announce(name, _envelope(asked.announcement))), 201)
+
     @app.get("/v1/ca/certificate", response_class=Response, responses=_answered({200: PEM}))
     async def ca_certificate() -> Response:
-        """The CA's certificate (PEM)."""
+        """The CA's certificate (PEM); after a change of its key, those before it follow for as long as they last."""
         with _refusals():
-            return Response(_pem(center.ca.certificate), media_type=PEM)
+            issuers = await center.ca.issuing.issuers()
+        return Response("".join(_pem(each.certificate.public_bytes(Encoding.DER)) for each in issuers), media_type=PEM)
 
     @app.get("/v1/ca/crl", response_class=Response, responses=_answered({200: CRL}))
-    async def crl() -> Response:
-        """The list of revoked certificates (DER)."""
+    async def crl(issuer: KeyInQuery = "") -> Response:
+        """The list of revoked certificates (DER) of the CA's key in force, or of the `issuer` key before it."""
         with _refusals():
-            return Response(await center.ca.crl(), media_type=CRL)
+            return Response(await center.ca.issuing.crl(issuer), media_type=CRL)
+
+
+def _enrolled(enrolled: Enrolled) -> dict[str, str]:
+    return {
+        "certificate": _pem(enrolled.certificate),
+        "ca_certificate": _pem(enrolled.ca_certificate),
+        "transaction": enrolled.transaction,
+    }
 
 
 def control_app(center: Center) -> FastAPI:
@@ -324,7 +409,50 @@ def control_app(center: Center) -> FastAPI:
             await center.ca.decide(name, "refused")
         return _json({"name": name, "state": "refused"})
 
+    _add_certificates(app, center)
+
     return app
+
+
+def _add_certificates(app: FastAPI, center: Center) -> None:
+    @app.get("/v1/certificates")
+    async def certificates(kind: KindInQuery = None) -> Response:
+        """All certificates that were issued here, with their states and the days that are left."""
+        return _json({"certificates": await center.ca.issuing.listed(kind)})
+
+    @app.post("/v1/certificates/node", status_code=201, responses=_PROBLEMS)
+    async def node(asked: NodeCertificateRequest) -> Response:
+        """Certificates for a node's keys that count now; the keys stay on their tokens."""
+        with _refusals():
+            issued = await center.ca.issue_node(asked.node, asked.device)
+        return _json({"certificates": [_issued(each) for each in issued]}, 201)
+
+    @app.post("/v1/certificates/service", status_code=201, responses=_PROBLEMS)
+    async def service(asked: ServiceCertificateRequest) -> Response:
+        """A certificate for a service's TLS key."""
+        with _refusals():
+            issued = await center.ca.issue_service(asked.name, asked.csr.encode(), asked.dns, asked.addresses)
+        return _json(_issued(issued), 201)
+
+    @app.post("/v1/certificates/service/{name}:revoke", responses=_PROBLEMS)
+    async def revoke(name: Name, asked: RevokeRequest) -> Response:
+        """Put the certificates of a service on the list of revoked ones (clients and nodes: the registry)."""
+        with _refusals():
+            known = asked.certificate.encode() if asked.certificate else None
+            revoked = await center.ca.issuing.revoke_service(name, asked.reason, known)
+        return _json({"name": name, "revoked": [each.serial for each in revoked]})
+
+
+def _issued(issued: Issued) -> dict[str, object]:
+    return {
+        "name": issued.name,
+        "kind": issued.kind,
+        "key": issued.key,
+        "serial": issued.serial,
+        "not_before": issued.not_before,
+        "not_after": issued.not_after,
+        "certificate": _pem(issued.certificate),
+    }
 
 
 def _app(title: str, center: Center) -> FastAPI:
@@ -366,6 +494,13 @@ def _refusals() -> Iterator[None]:
         raise ProblemError(STATUS_OF[error.code], error.code, str(error)) from None
     except (ManagementError, LedgerError) as error:
         raise ProblemError(STATUS_OF.get(error.code, 500), error.code, str(error)) from None
+
+
+def _envelope(members: dict[str, Any]) -> Envelope:
+    try:
+        return msgspec.convert(members, Envelope)
+    except msgspec.ValidationError as error:
+        raise EnrolmentError("malformed", f"not a DSSE envelope: {error}") from None
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -182,9 +182,11 @@ class Blocks:
         """The header with the center's signature, verified. Raises `ManagementError`."""
         signature = await self._signer.sign_header(body)
         envelope = Envelope(block.envelope.payload, block.envelope.payload_type, (signature,))
-        view = self._replica.registry
+        view, header = self._replica.registry, block.header
+        kinds = {each.kind for each in block.transactions}
+        centers = view.centers_for(height=header.height, time=header.time, kinds=kinds)
         try:
-            verify_header(envelope, tuple(view.centers.values()), view.channel.centers_needed)
+            verify_header(envelope, tuple(centers.values()), view.channel.centers_needed)
         except ProtocolError as error:
             raise BadAnswerError(f"the signature under the header does not hold: {error}") from None
         return envelope

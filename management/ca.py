@@ -1,54 +1,48 @@
 """The CA (requirement E-1): a CSR goes in, a certificate comes out, and the client is on the whitelist.
 
 Who may have one: whoever shows a one-time secret (only its hash is kept, and it is bound to the first CSR that
-comes with it), or whom an operator approves. The CA's key lives on a token: certificate and registration are signed
-by typed doors of a device. The certificate is given out after the registration is committed.
+comes with it), or whom an operator approves; and a client that shows, by its key in force, that it wants another one
+(`management.renewal`). The certificate is given out after the registration is committed.
 """
 
 import asyncio
-import base64
-import datetime as dt
+import contextlib
 import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Final, Literal, Protocol, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Literal, TypeVar
 
 import msgspec
 import structlog
-from cryptography.hazmat.primitives.serialization import Encoding
 
+from ledger.errors import RegistryError
 from ledger.replica import Replica
-from management.certificate import Issuer, Request, read_request
+from management.certificate import Request, Subject, moment, read_request, read_service_request
 from management.enrolments import Enrolment, Enrolments
-from management.errors import BadAnswerError, DeviceUnreachableError, EnrolmentError
-from management.intake import Answer
-from management.outcome import Status
-from protocol import canonical
-from protocol.block import VALID
-from protocol.envelope import Envelope, Signature
-from protocol.errors import BadSignatureError
-from protocol.messages import DeviceStatus, SignCertificate, SignCrl, SignRegistration
-from protocol.registry import Client, decode_entry
-from protocol.transaction import PAYLOAD_TYPE, Transaction, TransactionPayload
+from management.errors import EnrolmentError
+from management.issued import Issued
+from management.issuing import Issuing
+from management.registering import Registering
+from management.turns import Turns
+from protocol.canonical import MAX_INTEGER
+from protocol.keys import PublicKey, key_id
+from protocol.registry import NodeKey
 
 SECRET_BYTES: Final = 24
 LONGEST_INVITATION_SECONDS: Final = 30 * 86_400
-REGISTRATION_MILLISECONDS: Final = 300_000
-COMMIT_SECONDS: Final = 30.0
-CRL_KEPT_SECONDS: Final = 3600.0
-DOOR_SECONDS: Final = 5.0
-DOOR_POLL_SECONDS: Final = 0.1
+MOST_AT_ONCE: Final = 1000
+"""Requests that may be under way at one time."""
 
-Door = Literal["sign-certificate", "sign-crl", "sign-registration"]
 Result = TypeVar("Result")
 
 _log = structlog.get_logger()
 
 
-class Issued(msgspec.Struct, frozen=True):
+class Enrolled(msgspec.Struct, frozen=True):
     """A certificate (DER), that of the CA (DER), and the transaction that put the client on the whitelist."""
 
     certificate: bytes
@@ -64,56 +58,23 @@ class Invitation(msgspec.Struct, frozen=True):
     expires: int
 
 
-class Doors(Protocol):
-    """A device with typed doors."""
-
-    status: DeviceStatus | None
-
-    async def sign(self, door: str, body: bytes, seconds: float = ...) -> Signature:
-        """The signature that a door gives for a body."""
-        ...
-
-
-class Submit(Protocol):
-    """The service's own intake."""
-
-    async def submit_one(self, line: bytes, seconds: float) -> Answer:
-        """Submit one transaction and wait for its commit."""
-        ...
-
-
 class CertificateAuthority:
-    """Enrols clients; holds no key."""
+    """Enrols clients, certifies nodes and services; holds no key."""
 
     def __init__(
         self,
-        name: str,
         replica: Replica,
         enrolments: Enrolments,
-        *,
-        devices: Mapping[str, Doors],
-        intake: Submit,
+        issuing: Issuing,
+        registering: Registering,
         workers: Executor,
     ) -> None:
-        self._name = name
         self._replica = replica
         self._enrolments = enrolments
-        self._devices = devices
-        self._intake = intake
+        self._registering = registering
         self._workers = workers
-        self._one_at_a_time = asyncio.Lock()
-        self._crl = b""
-        self._crl_until = 0.0
-
-    @property
-    def certificate(self) -> bytes:
-        """The CA's own certificate (DER), as the registry has it; raises `EnrolmentError`."""
-        entry = self._replica.registry.registrar(self._name)
-        if entry is None:
-            raise EnrolmentError(
-                "no-ca", f"the registry has no registrar {self._name}; put one there, or correct ca_name"
-            )
-        return entry.certificate
+        self._turns = Turns(MOST_AT_ONCE)
+        self.issuing = issuing
 
     async def invite(self, name: str, seconds: int) -> Invitation:
         """A new one-time secret for a client; an earlier one counts no more. Raises `EnrolmentError`."""
@@ -121,7 +82,7 @@ class CertificateAuthority:
         secret = secrets.token_urlsafe(SECRET_BYTES)
         expires = time.time_ns() // 1_000_000 + seconds * 1000
         invited = Enrolment(name, "invited", _hash(secret), expires)
-        async with self._one_at_a_time:
+        async with self.alone(name):
             await self._in_thread(lambda: self._enrolments.put(invited))
         return Invitation(name, secret, expires)
 
@@ -131,38 +92,61 @@ class CertificateAuthority:
 
     async def decide(self, name: str, state: Literal["approved", "refused"]) -> None:
         """An operator's decision; the client's next request finds it. Raises `EnrolmentError`."""
-        async with self._one_at_a_time:
+        async with self.alone(name):
             await self._in_thread(lambda: self._enrolments.decide(name, state))
 
-    async def enrol(self, name: str, csr: bytes, secret: str | None) -> Issued | None:
+    async def enrol(self, name: str, csr: bytes, secret: str | None) -> Enrolled | None:
         """The certificate for a CSR (PEM), or None while an operator has yet to approve it.
 
         The same CSR again gets the same certificate. Raises `EnrolmentError`, `ManagementError`.
         """
         request = await self._in_thread(lambda: read_request(name, csr))
-        async with self._one_at_a_time:
+        async with self.alone(name):
             enrolment = await self._in_thread(lambda: self._enrolments.find(name))
             allowed = await self._allow(request, enrolment, secret)
             if allowed is None:
                 return None
-            return await self._issue(request, allowed)
+            return await self._register(request, allowed)
 
-    async def crl(self) -> bytes:
-        """The current list of revoked certificates (DER), signed by the CA's key. Raises `ManagementError`."""
-        async with self._one_at_a_time:
-            if time.monotonic() >= self._crl_until:
-                issuer = Issuer(self.certificate)
-                draft = issuer.draft_crl(time.time_ns() // 1_000_000, _now())
-                signature = await self._sign("sign-crl", canonical.encode(SignCrl(draft.tbs)))
-                self._crl = _finish(lambda: draft.signed(signature.sig).public_bytes(Encoding.DER))
-                self._crl_until = time.monotonic() + CRL_KEPT_SECONDS
-            return self._crl
+    async def issue_node(self, node: str, device: str | None = None) -> list[Issued]:
+        """Certificates for the keys of a node that count now, or for the one on a device. Raises `EnrolmentError`."""
+        keys = self._node_keys(node, device)
+        if not keys:
+            where = f" on {device}" if device else ""
+            raise EnrolmentError("unknown-node", f"the registry has no key of a node {node}{where} that counts now")
+        return [
+            await self.issuing.issue(
+                Subject("node", node, PublicKey.load(key.key)),
+                until=None if key.until == MAX_INTEGER else moment(key.until),
+            )
+            for key in keys
+        ]
+
+    async def issue_service(self, name: str, csr: bytes, dns: list[str], addresses: list[str]) -> Issued:
+        """A certificate for a service's TLS key; raises `EnrolmentError`."""
+        request = await self._in_thread(lambda: read_service_request(name, csr, dns, addresses))
+        return await self.issuing.issue(request.subject)
+
+    def alone(self, name: str) -> AbstractAsyncContextManager[None]:
+        """One request for a client at a time; raises `BusyError`."""
+        return self._turns.of(name)
+
+    def _node_keys(self, node: str, device: str | None) -> list[NodeKey]:
+        registry, height, now = self._replica.registry, self._replica.height + 1, self._replica.time
+        entry = registry.node(node)
+        found = []
+        for key in entry.keys if entry else ():
+            with contextlib.suppress(RegistryError):
+                if device in {None, key.device}:
+                    registry.node_key(node, key_id(key.key), device=key.device, height=height, time=now)
+                    found.append(key)
+        return found
 
     async def _allow(self, request: Request, enrolment: Enrolment | None, secret: str | None) -> Enrolment | None:
         """The enrolment, when this request may have a certificate; None when it has to wait."""
         if secret is not None:
             return await self._allow_secret(request, enrolment, secret)
-        if enrolment is None:
+        if enrolment is None or self._is_over(request, enrolment):
             self._check_new(request.name)
             await self._in_thread(lambda: self._enrolments.ask(request.name, request.der))
             return None
@@ -175,6 +159,11 @@ class CertificateAuthority:
         if enrolment.state == "refused":
             raise EnrolmentError("enrolment-refused", f"an operator refused the enrolment of {request.name}")
         return None if enrolment.state == "waiting" else enrolment
+
+    def _is_over(self, request: Request, enrolment: Enrolment) -> bool:
+        """Whether it was for another key of a client that is not on the whitelist any more."""
+        removed = self._replica.registry.client_entry(request.name) is None
+        return removed and enrolment.state == "issued" and enrolment.csr != request.der
 
     async def _allow_secret(self, request: Request, enrolment: Enrolment | None, secret: str) -> Enrolment:
         known = enrolment.secret_hash if enrolment else None
@@ -193,92 +182,33 @@ class CertificateAuthority:
         return used
 
     def _check_new(self, name: str) -> None:
-        if self._replica.registry.client(name) is not None:
+        if self._replica.registry.client_entry(name) is not None:
             raise EnrolmentError("already-registered", f"there is a client {name} already; choose another name")
 
-    async def _issue(self, request: Request, enrolment: Enrolment) -> Issued:
+    async def _register(self, request: Request, enrolment: Enrolment) -> Enrolled:
         """Sign, register, wait for the commit. After a crash anywhere here the same request goes on."""
-        issuer = Issuer(self.certificate)
-        ca_certificate = issuer.certificate.public_bytes(Encoding.DER)
         if enrolment.certificate and enrolment.transaction and self._is_registered(request, enrolment.certificate):
-            return Issued(enrolment.certificate, ca_certificate, enrolment.transaction)
+            issuer = await self.issuing.issuer_of(enrolment.certificate)
+            return Enrolled(enrolment.certificate, issuer, enrolment.transaction)
         self._check_new(request.name)
-        draft = issuer.draft_certificate(request, _now())
-        signature = await self._sign("sign-certificate", canonical.encode(SignCertificate(draft.tbs)))
-        certificate = _finish(lambda: draft.signed(signature.sig).public_bytes(Encoding.DER))
-        registration = await self._registration(request, certificate)
-        issued = msgspec.structs.replace(
-            enrolment, state="issued", certificate=certificate, transaction=registration.id
+        issued = await self.issuing.issue(request.subject)
+        transaction = await self._registering.add_client(request.name, request.key, issued)
+        given = msgspec.structs.replace(
+            enrolment, state="issued", certificate=issued.certificate, transaction=transaction.id
         )
-        await self._in_thread(lambda: self._enrolments.put(issued))
-        answer = await self._intake.submit_one(registration.raw, COMMIT_SECONDS)
-        if not isinstance(answer, Status):
-            raise EnrolmentError(answer.code, f"the registration was refused: {answer.detail}")
-        if answer.status != "committed" or answer.code != VALID:
-            came = answer.code or (answer.refusal.detail if answer.refusal else answer.status)
-            raise EnrolmentError("registration-failed", f"the registration is not in force: {came}; send the CSR again")
-        _log.info("client enrolled", client=request.name, transaction=registration.id)
-        return Issued(certificate, ca_certificate, registration.id)
+        await self._in_thread(lambda: self._enrolments.put(given))
+        await self._registering.commit(transaction)
+        _log.info("client enrolled", client=request.name, transaction=transaction.id)
+        return Enrolled(issued.certificate, await self.issuing.issuer_of(issued.certificate), transaction.id)
 
     def _is_registered(self, request: Request, certificate: bytes) -> bool:
-        key = f"client/{request.name}"
-        data = self._replica.registry.entries.get(key)
-        entry = decode_entry(key, data) if data is not None else None
-        return isinstance(entry, Client) and entry.certificate == hashlib.sha256(certificate).hexdigest()
-
-    async def _registration(self, request: Request, certificate: bytes) -> Transaction:
-        replica = self._replica
-        now = time.time_ns() // 1_000_000
-        latest = replica.time + replica.registry.channel.longest_validity
-        payload = canonical.encode(
-            TransactionPayload(
-                version=1,
-                network=replica.network,
-                client=self._name,
-                contract="registry",
-                operation="add_client",
-                arguments={
-                    "name": request.name,
-                    "key": base64.b64encode(request.key.spki).decode(),
-                    "certificate": hashlib.sha256(certificate).hexdigest(),
-                },
-                nonce=secrets.token_hex(16),
-                valid_from=replica.height,
-                valid_until=min(now + REGISTRATION_MILLISECONDS, latest),
-            )
-        )
-        signature = await self._sign("sign-registration", canonical.encode(SignRegistration(payload, certificate)))
-        return Transaction.decode(canonical.encode(Envelope(payload, PAYLOAD_TYPE, (signature,))))
-
-    async def _sign(self, door: Door, body: bytes) -> Signature:
-        return await (await self._offering(door)).sign(door, body)
-
-    async def _offering(self, door: Door) -> Doors:
-        """The device that offers a door; one that has just started is waited for. Raises `DeviceUnreachableError`."""
-        deadline = time.monotonic() + DOOR_SECONDS
-        while True:
-            for device in self._devices.values():
-                if device.status is not None and door in device.status.doors:
-                    return device
-            if time.monotonic() >= deadline:
-                break
-            await asyncio.sleep(DOOR_POLL_SECONDS)
-        raise DeviceUnreachableError(f"no device offers {door} now; start the one that holds the key of {self._name}")
+        entry = self._replica.registry.client_entry(request.name)
+        digest = hashlib.sha256(certificate).hexdigest()
+        return entry is not None and entry.key == request.key.spki and entry.certificate == digest
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
 
-def _finish(build: Callable[[], bytes]) -> bytes:
-    try:
-        return build()
-    except (BadSignatureError, ValueError) as error:
-        raise BadAnswerError(f"the CA's device signed something else: {error}") from None
-
-
 def _hash(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC).replace(microsecond=0)

@@ -101,6 +101,8 @@ class DeviceClient:
         self._replica = replica
         self._checkers = checkers
         self._metrics = metrics
+        for counter in (metrics.chosen, metrics.requests, metrics.bad_answers, metrics.unreachable):
+            counter.labels(name)  # zero is a figure, too: alarms on a rate need it
         self._listener = listener
         self._hedge_seconds = hedge_seconds
         self._http = connect(address, timeout=ENDORSE_SECONDS)

@@ -5,6 +5,8 @@ from typing import Final
 
 import msgspec
 
+from ledger.contracts.registry import NAME as REGISTRY
+from ledger.endorsement_rule import EndorsementRule
 from ledger.errors import AuthorizationError, BlockRefusedError, RegistryError
 from ledger.replica import BODY_BYTES, CheckedBlock, Replica
 from ledger.store import Location
@@ -44,6 +46,9 @@ def draft(replica: Replica, waiting: Sequence[Endorsed], time: int, *, empty: bo
     made = Draft()
     time = max(time, replica.time)
     chosen = [each for each in waiting if not _expires(each, time, made)]
+    if replica.takes_repairs_only(time):  # the others wait until the administrators have brought new centers' keys
+        chosen = [each for each in chosen if each.record.transaction.payload.contract == REGISTRY]
+        empty = False
     chosen = _that_fit(_satisfied(replica, chosen, time, made), made)
     while chosen or empty:
         trees = _trees(chosen)
@@ -71,6 +76,7 @@ def _satisfied(replica: Replica, waiting: list[Endorsed], time: int, made: Draft
     """Those whose policy in force is satisfied by heads in force."""
     view = replica.registry
     in_force: dict[int, bool] = {}
+    rules: dict[str, EndorsementRule | None] = {}
     known: dict[tuple[str, frozenset[tuple[str, str]]], bool] = {}
     still: list[Endorsed] = []
     for each in waiting:
@@ -80,9 +86,10 @@ def _satisfied(replica: Replica, waiting: list[Endorsed], time: int, made: Draft
         for cast in each.casts.values():
             if id(cast.tree) not in in_force:
                 in_force[id(cast.tree)] = _is_in_force(replica, cast.tree, time)
-        case = (each.record.transaction.kind, frozenset((node, cast.device) for node, cast in each.casts.items()))
+        kind = each.record.transaction.kind
+        rule = rules[kind] if kind in rules else rules.setdefault(kind, view.rule(kind))
+        case = (kind, _places(rule, each))
         if case not in known:
-            rule = view.rule(case[0])
             devices = {node: (device,) for node, device in case[1]}
             known[case] = rule is not None and rule.evaluate(devices).satisfied
         if known[case] and all(in_force[id(cast.tree)] for cast in each.casts.values()):
@@ -90,6 +97,12 @@ def _satisfied(replica: Replica, waiting: list[Endorsed], time: int, made: Draft
         else:
             made.again.append(each.record)
     return still
+
+
+def _places(rule: EndorsementRule | None, each: Endorsed) -> frozenset[tuple[str, str]]:
+    """The nodes whose approval counts, each with the device: keys below the policy's tier do not."""
+    casts = each.casts.items()
+    return frozenset((node, cast.device) for node, cast in casts if rule is None or rule.counts(cast.key_of(node)))
 
 
 def _is_in_force(replica: Replica, tree: CheckedTree, time: int) -> bool:

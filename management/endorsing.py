@@ -26,6 +26,7 @@ from management.outcome import Refusal, Tried
 from management.pool import Cast, Endorsed, Pool, Record
 from management.refusing import endorsement_refused, endorsement_unavailable, no_policy
 from management.routing import Assignment, Candidate, Need, Place, Router
+from management.rule_now import lapsed, rule_now
 from protocol.canonical import TxId
 from protocol.policy import PolicyResult
 
@@ -76,6 +77,13 @@ class Gathering(msgspec.Struct, eq=False):
         """Where nodes approved."""
         return frozenset((node, device) for node, devices in self.approved.items() for device in devices)
 
+    def places_that_count(self, rule: EndorsementRule) -> frozenset[Place]:
+        """Where nodes approved with keys of a sufficient tier."""
+        return frozenset((node, device) for node, device in self.places if self._counts(rule, node, device))
+
+    def _counts(self, rule: EndorsementRule, node: str, device: str) -> bool:
+        return rule.counts(self.approved[node][device].key_of(node))
+
 
 class Judged(msgspec.Struct, frozen=True):
     """How the votes stand, and, when they satisfy the policy, which of them are enough."""
@@ -98,6 +106,7 @@ class Endorsing:
         alarms: Alarms,
         metrics: Metrics,
         patience: Patience,
+        tell: Callable[[Iterable[TxId]], None] = lambda _endorsed: None,
     ) -> None:
         self._replica = replica
         self._pool = pool
@@ -107,6 +116,7 @@ class Endorsing:
         self._alarms = alarms
         self._metrics = metrics
         self._patience = patience
+        self._tell = tell
         self._queue: deque[Gathering] = deque()
         self._gatherings: dict[TxId, Gathering] = {}
         self._stalled: dict[TxId, Gathering] = {}
@@ -179,11 +189,10 @@ class Endorsing:
 
     def _pump(self) -> None:
         """Send what waits for its first request, as long as devices have room."""
-        view = self._replica.registry
         without_policy: list[tuple[Record, Refusal]] = []
         while self._queue:
             gathering = self._queue[0]
-            rule = view.rule(gathering.record.transaction.kind)
+            rule = rule_now(self._replica, gathering.record.transaction.kind)
             if rule is None:
                 without_policy.append((gathering.record, no_policy(gathering.record)))
                 self._gatherings.pop(gathering.record.id, None)
@@ -202,13 +211,12 @@ class Endorsing:
 
     def _judge(self, gatherings: Iterable[Gathering]) -> None:
         """Decide about each: endorsed, refused for ever, or whom to ask next."""
-        view = self._replica.registry
         endorsed: list[Endorsed] = []
         ended: list[tuple[Record, Refusal]] = []
         now = time.monotonic()
         for gathering in gatherings:
             record = gathering.record
-            rule = view.rule(record.transaction.kind)
+            rule = rule_now(self._replica, record.transaction.kind)
             if rule is None:
                 ended.append((record, no_policy(record)))
                 continue
@@ -227,18 +235,22 @@ class Endorsing:
         if endorsed:
             self._remember(each.record.id for each in endorsed)
             self._pool.put(endorsed)
+            self._tell(each.record.id for each in endorsed)
         self._let_go(ended)
 
     def _evaluate(self, rule: EndorsementRule, gathering: Gathering) -> Judged:
-        case = (rule, gathering.places, frozenset(gathering.rejected))
+        places = gathering.places if rule.least_tier == "claimed" else gathering.places_that_count(rule)
+        case = (rule, places, frozenset(gathering.rejected))
         judged = self._judged.get(case)
         if judged is None:
             if len(self._judged) >= CACHE:
                 self._judged.clear()
             # Where tokens count, a device without an entry vouches for none.
             known = rule.token_of if rule.distinct_devices else self._devices
-            devices = {node: tuple(sorted(known.keys() & casts.keys())) for node, casts in gathering.approved.items()}
-            devices = {node: some for node, some in devices.items() if some}
+            devices: dict[str, tuple[str, ...]] = {}
+            for node, device in sorted(places):
+                if device in known:
+                    devices[node] = (*devices.get(node, ()), device)
             result = rule.evaluate(devices, case[2])
             judged = self._judged[case] = Judged(result, (rule.choose(devices) or {}) if result.satisfied else {})
         return judged
@@ -296,13 +308,19 @@ class Endorsing:
         return gathering.asked_at + (self._patience.silence if gathering.late else self._patience.deadline)
 
     def _unavailable(self, gathering: Gathering) -> Refusal:
-        rule = self._replica.registry.rule(gathering.record.transaction.kind)
+        rule = rule_now(self._replica, gathering.record.transaction.kind)
         if rule is None:
             return no_policy(gathering.record)
         seconds = time.monotonic() - gathering.asked_at
         result = self._evaluate(rule, gathering).result
         return endorsement_unavailable(
-            gathering.record, rule, result, gathering, devices=self._devices, seconds=seconds
+            gathering.record,
+            rule,
+            result,
+            gathering,
+            devices=self._devices,
+            lapsed=lapsed(self._replica, rule, result.missing),
+            seconds=seconds,
         )
 
     def _remember(self, transactions: Iterable[TxId]) -> None:

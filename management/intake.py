@@ -29,7 +29,7 @@ from protocol.transaction import Transaction
 CHUNK: Final = 128
 """Transactions that one thread checks before it looks after others: some 10 ms."""
 CHUNKS_AT_ONCE: Final = 2
-MOST_BATCHES: Final = 32
+MOST_SUBMISSIONS: Final = 1024
 """Submissions that are checked or committed at one moment; more are told to come back."""
 INLINE_BYTES: Final = 16 << 10
 POOL_FULL: Final = "pool-full"
@@ -70,7 +70,7 @@ class Intake:
 
         Raises `BusyError`.
         """
-        if self._under_way >= MOST_BATCHES:
+        if self._under_way >= MOST_SUBMISSIONS:
             raise BusyError(f"{self._under_way} submissions are under way; send more transactions in each, later")
         self._under_way += 1
         # Whoever hangs up leaves nothing half done: the work goes on, and a repeat finds it by its id.
@@ -161,11 +161,11 @@ class Intake:
         """What the database knows of transactions that are not in the pool."""
         return await asyncio.get_running_loop().run_in_executor(self._checkers, self._store.outcomes, ids)
 
-    async def submit_one(self, line: bytes, seconds: float) -> Answer:
-        """Like `submit`, and then at most `seconds` for what becomes of it."""
+    async def submit_one(self, line: bytes, seconds: float, *, until_endorsed: bool = False) -> Answer:
+        """Like `submit`, and then at most `seconds` for what becomes of it, or for its endorsements alone."""
         (answer,) = await self.submit([line])
         if seconds and isinstance(answer, Status) and not answer.is_settled:
-            return await self._settled(answer.transaction, seconds) or answer
+            return await self._settled(answer.transaction, seconds, until_endorsed=until_endorsed) or answer
         return answer
 
     async def status(self, transaction: TxId, seconds: float) -> Status | None:
@@ -177,10 +177,11 @@ class Intake:
             return await self._settled(transaction, seconds)
         return _pooled(record)
 
-    async def _settled(self, transaction: TxId, seconds: float) -> Status | None:
-        future = self._waiters.expect(transaction)
+    async def _settled(self, transaction: TxId, seconds: float, *, until_endorsed: bool = False) -> Status | None:
+        future = self._waiters.expect(transaction, until_endorsed=until_endorsed)
         try:
-            if self._pool.find(transaction) is not None:
+            pooled = self._pool.find(transaction)
+            if pooled is not None and not (until_endorsed and pooled.stage == "endorsed"):
                 settled = await asyncio.wait_for(asyncio.shield(future), seconds)
                 if settled is not None:
                     return settled

@@ -33,6 +33,10 @@ class Cast(msgspec.Struct, frozen=True, eq=False):
     leaf: str
     device: str
 
+    def key_of(self, node: str) -> str:
+        """The id of the key that approved for `node`; empty when it is not in this tree."""
+        return next((head.key for head in self.tree.heads if head.node == node), "")
+
 
 class Record(msgspec.Struct, eq=False):
     """A transaction in the pool. `sequence` is the order of receipt, `height` the chain's at that moment."""

@@ -50,11 +50,15 @@ def endorsement_unavailable(
     votes: Votes,
     *,
     devices: Mapping[str, Candidate],
+    lapsed: Sequence[Tried],
     seconds: float,
 ) -> Refusal:
-    """Time is up. Devices that could have voted and were not even asked are named too, with what they lack."""
-    tried = list(votes.tried)
-    asked = {each.device for each in tried}
+    """Time is up. Devices that could have voted and were not even asked are named too, with what they lack.
+
+    `lapsed` are those whose keys do not count.
+    """
+    asked = {each.device for each in votes.tried}
+    tried = [*votes.tried, *lapsed]
     for name in sorted({device for node in result.missing for device in rule.holders[node]} - asked):
         device = devices.get(name)
         nodes = tuple(node for node in result.missing if name in rule.holders[node])

@@ -48,3 +48,26 @@ enrolments = sa.Table(
     sa.Column("certificate", sa.LargeBinary, nullable=True),  # DER
     sa.Column("transaction", sa.String(64), nullable=True),
 )
+certificates = sa.Table(  # every certificate that the CA's key has signed here
+    "certificates",
+    metadata,
+    sa.Column("issuer", sa.String(64), primary_key=True),  # the id of the CA's key
+    sa.Column("key", sa.String(64), primary_key=True),  # the id of the key that is certified
+    sa.Column("serial", sa.String(40), nullable=False),  # hexadecimal; it follows from the two keys
+    sa.Column("kind", sa.String(16), nullable=False),  # client, node, service
+    sa.Column("name", sa.String(64), nullable=False, index=True),
+    sa.Column("not_before", sa.BigInteger, nullable=False),
+    sa.Column("not_after", sa.BigInteger, nullable=False),
+    sa.Column("certificate", sa.LargeBinary, nullable=False),  # DER
+    sa.Column("revoked", sa.BigInteger, nullable=True),  # when an operator revoked it; clients and nodes: the registry
+    sa.Column("reason", sa.String(32), nullable=True),
+    sa.Column("voucher", sa.String(64), nullable=True),  # the id of the key on whose word it was issued
+)
+revocation_lists = sa.Table(
+    "revocation_lists",
+    metadata,
+    sa.Column("issuer", sa.String(64), primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("contents", sa.String(64), nullable=False),  # SHA-256 over what it lists
+    sa.Column("list", sa.LargeBinary, nullable=False),  # DER
+)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import structlog
 
+from ledger import expiring
 from ledger.contracts.registry import NAME as REGISTRY
 from ledger.errors import AuthorizationError, GenesisError
 from ledger.opening import open_or_begin
@@ -16,6 +17,7 @@ from management.alarms import Alarms
 from management.app import control_app, public_app
 from management.blocks import Blocks
 from management.ca import CertificateAuthority
+from management.ca_doors import CaDoors
 from management.config import Config
 from management.device_client import DeviceClient
 from management.endorsing import Endorsing, Patience
@@ -24,20 +26,26 @@ from management.errors import ConfigError
 from management.feed import Feed
 from management.group_commit import GroupCommit
 from management.intake import Intake
+from management.issued import IssuedCertificates
+from management.issuing import Issuing
 from management.metrics import Metrics
 from management.outcome import ALREADY_EXECUTED, Refusal
 from management.partitioned import PartitionedStrategy
 from management.pool import Endorsed, Pool, Record
 from management.records import RecordStore
+from management.registering import Registering
+from management.renewal import Renewals
 from management.replicated import ReplicatedStrategy
 from management.rotation import RotationStrategy
 from management.routing import Router
+from management.rule_now import rule_now
 from management.settling import Settling
 from management.signer import HeaderSigner
 from management.waiters import Waiters
 from protocol.registry import Partitioned, Replicated, Rotation
 from protocol.transaction import Transaction
 from transport import listen
+from transport.expiry import KeyExpiry
 from transport.operations import Readiness
 
 CHECKERS: Final = 2
@@ -83,6 +91,8 @@ class Center:
         self._readers = ThreadPoolExecutor(READERS, "read")
         self.metrics = Metrics()
         self.metrics_registry = self.metrics.registry
+        left = KeyExpiry("hsm_endorser_management", lambda: expiring.seconds_left(replica.registry, replica.time))
+        self.metrics_registry.register(left)
         self.pool = Pool(config.pool_limit)
         self.waiters = Waiters()
         self._group = GroupCommit(records, self.metrics)
@@ -102,6 +112,7 @@ class Center:
             alarms=self.alarms,
             metrics=self.metrics,
             patience=Patience(config.endorsement_ms / 1000, min(config.endorsement_ms, config.silence_ms) / 1000),
+            tell=self.waiters.endorsed,
         )
         self.devices.update(
             (
@@ -147,14 +158,12 @@ class Center:
             heartbeat=config.heartbeat_ms / 1000,
             most=config.block_transactions,
         )
-        self.ca = CertificateAuthority(
-            config.ca_name,
-            replica,
-            Enrolments(records),
-            devices=self.devices,
-            intake=self.intake,
-            workers=self._readers,
-        )
+        doors = CaDoors(config.ca_name, self.devices)
+        registering = Registering(config.ca_name, replica, doors, self.intake)
+        enrolments, issued = Enrolments(records), IssuedCertificates(records)
+        issuing = Issuing(config.ca_name, replica, issued, doors, self._readers)
+        self.ca = CertificateAuthority(replica, enrolments, issuing, registering, self._readers)
+        self.renewals = Renewals(replica, self.ca, enrolments, registering, self._readers)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, or until a part fails: then all of it ends, and the failure is raised."""
@@ -214,7 +223,8 @@ class Center:
         """The policies that the devices that are ready cannot satisfy."""
         view = self.replica.registry
         kinds = sorted(key.partition("/")[2] for key in view.entries if key.startswith("policy/"))
-        unmet = [kind for kind in kinds if (rule := view.rule(kind)) is not None and not self.router.can_serve(rule)]
+        rules = {kind: rule_now(self.replica, kind) for kind in kinds}
+        unmet = [kind for kind, rule in rules.items() if rule is not None and not self.router.can_serve(rule)]
         return f"too few devices are ready for {', '.join(unmet)}" if unmet else ""
 
     async def _until_over(self, stopping: "asyncio.Task[bool]", tasks: list["asyncio.Task[None]"]) -> None:

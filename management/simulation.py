@@ -73,7 +73,7 @@ def simulate(
 
     `time` (ms) is the one that keys are judged by; the device `without` is taken as lost.
     """
-    rule = view.rule(kind)
+    rule = view.rule_at(kind, height=height + 1, time=time)
     if rule is None:
         return None
     able: dict[str, tuple[str, ...]] = {}
@@ -99,7 +99,7 @@ def simulate(
         endorsed=any(not turn.reason for turn in turns),
         turns=turns,
         missing=tuple(missing),
-        blocks=_no_blocks(view, states, without),
+        blocks=_no_blocks(view, states, without, height=height + 1, time=time),
     )
 
 
@@ -126,17 +126,22 @@ def _turn(rule: EndorsementRule, able: Mapping[str, tuple[str, ...]], group: tup
     return Turn(group, (), reason)
 
 
-def _no_blocks(view: RegistryView, states: Mapping[str, DeviceState], without: str | None) -> str:
+def _no_blocks(
+    view: RegistryView, states: Mapping[str, DeviceState], without: str | None, *, height: int, time: int
+) -> str:
     """Why the centers' devices could not sign a block. Of devices of other centers nothing is known here."""
     unable: list[str] = []
-    for name in view.centers:
+    in_force = view.centers_in_force(height=height, time=time)
+    for name in in_force:
         center = view.center(name)
         if center is None:
             continue
         state = states.get(center.device)
         if center.device == without or (state is not None and not state.ready):
             unable.append(f"{name} on {center.device}")
-    able, needed = len(view.centers) - len(unable), view.channel.centers_needed
+    able, needed = len(in_force) - len(unable), view.channel.centers_needed
     if able >= needed:
         return ""
+    if len(in_force) < needed:
+        return f"no block can be signed: {needed} centers are needed, and {len(in_force)} are in force; bring new keys"
     return f"no block can be signed: {needed} centers are needed, and the key of {', '.join(unable)} cannot be used"

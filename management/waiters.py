@@ -16,17 +16,21 @@ class Waiters:
 
     def __init__(self) -> None:
         self._waiting: dict[TxId, set[asyncio.Future[Status | None]]] = {}
+        self._eager: dict[TxId, set[asyncio.Future[Status | None]]] = {}
         self._count = 0
 
-    def expect(self, transaction: TxId) -> "asyncio.Future[Status | None]":
-        """A future for the settled status (None when the service stops before).
+    def expect(self, transaction: TxId, *, until_endorsed: bool = False) -> "asyncio.Future[Status | None]":
+        """A future for the settled status; None when the service stops before.
 
+        With `until_endorsed` it is done earlier, with None, when the transaction has its endorsements.
         Give it back with `forget`. Raises `BusyError`.
         """
         if self._count >= MOST_WAITERS:
             raise BusyError(f"{self._count} requests wait for commits already; ask for the status later", 5)
         future: asyncio.Future[Status | None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(transaction, set()).add(future)
+        if until_endorsed:
+            self._eager.setdefault(transaction, set()).add(future)
         self._count += 1
         return future
 
@@ -38,7 +42,21 @@ class Waiters:
             self._count -= 1
             if not futures:
                 del self._waiting[transaction]
+        eager = self._eager.get(transaction)
+        if eager:
+            eager.discard(future)
+            if not eager:
+                del self._eager[transaction]
         future.cancel()
+
+    def endorsed(self, transactions: Iterable[TxId]) -> None:
+        """Tell those who wait for endorsements alone."""
+        if not self._eager:
+            return
+        for transaction in transactions:
+            for future in self._eager.get(transaction, ()):
+                if not future.done():
+                    future.set_result(None)
 
     def settle(self, statuses: Iterable[Status]) -> None:
         """Tell those who wait."""

@@ -80,6 +80,11 @@ class Key:
         return Envelope(payload, payload_type, (self.sign(pae(payload_type, payload)),))
 
 
+def _identifier(key: Key) -> bytes:
+    """How a CA's certificates and lists name its key."""
+    return x509.SubjectKeyIdentifier.from_public_key(key.private.public_key()).digest
+
+
 class Author:
     """A client or an administrator, who signs transactions."""
 
@@ -129,6 +134,10 @@ class SimulatedDevice:
         self.node_keys = node_keys
         self.center: Key | None = None
         self.ca: Key | None = None
+        self.ca_keys: dict[str, Key] = {}
+        """Earlier keys of the CA, and the one in force, by id: for their lists."""
+        self.registration_key: Key | None = None
+        """What it signs registrations with, where it is not the CA's key."""
         self.address = Address(path=folder / f"{name}.sock")
         self.ready = True
         self.reason = "the token is gone"
@@ -255,15 +264,17 @@ class SimulatedDevice:
 
     async def _sign_crl(self, request: Request) -> Response:
         asked = msgspec.json.decode(await request.body(), type=SignCrl)
-        return self._by_ca(asked.tbs)
+        named = [key for key in self.ca_keys.values() if _identifier(key) in asked.tbs]
+        return self._by_ca(asked.tbs, named[0] if named else None)
 
     async def _sign_registration(self, request: Request) -> Response:
         asked = msgspec.json.decode(await request.body(), type=SignRegistration)
-        return self._by_ca(pae(TRANSACTION_TYPE, asked.payload))
+        return self._by_ca(pae(TRANSACTION_TYPE, asked.payload), self.registration_key)
 
-    def _by_ca(self, message: bytes) -> Response:
-        assert self.ca is not None
-        return Response(canonical.encode(Signed(self.ca.sign(message))))
+    def _by_ca(self, message: bytes, key: Key | None = None) -> Response:
+        signer = key or self.ca
+        assert signer is not None
+        return Response(canonical.encode(Signed(signer.sign(message))))
 
     async def _status(self, _request: Request) -> Response:
         doors = ("sign-header", "sign-certificate", "sign-crl", "sign-registration") if self.ca else ()
@@ -350,19 +361,25 @@ class SimulatedNetwork:
         signed = block.signed(self.center_key.envelope(HEADER_TYPE, block.envelope.payload))
         (self.folder / "genesis.json").write_bytes(signed.encode())
 
-    def _ca_certificate(self) -> bytes:
+    def registrar(self, key: Key) -> entries.Registrar:
+        """The CA's entry with another key, which certifies itself."""
+        return entries.Registrar("ca", key.spki, self._ca_certificate(key))
+
+    def _ca_certificate(self, key: Key | None = None) -> bytes:
+        key = key or self.ca_key
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")])
         now = dt.datetime.now(dt.UTC)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(name)
             .issuer_name(name)
-            .public_key(self.ca_key.private.public_key())
+            .public_key(key.private.public_key())
             .serial_number(1)
             .not_valid_before(now)
             .not_valid_after(now + dt.timedelta(days=3650))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(self.ca_key.private, hashes.SHA256())
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.private.public_key()), critical=False)
+            .sign(key.private, hashes.SHA256())
         )
         return certificate.public_bytes(serialization.Encoding.DER)
 

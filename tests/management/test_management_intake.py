@@ -268,3 +268,14 @@ async def test_acknowledged_transactions_survive_sigkill(network: SimulatedNetwo
         for transaction in transactions:
             status = await center.status(transaction)
             assert (status["status"], status["code"]) == ("committed", "valid")
+
+
+async def test_waiting_can_end_with_the_endorsements(center: RunningCenter, network: SimulatedNetwork) -> None:
+    """With `until=endorsed` the answer comes before the cut, and says so; what is committed already says that."""
+    transaction = network.alice.transaction()
+    path = "/v1/transactions?wait=10&until=endorsed"
+    first = await center.http.post(path, content=transaction.raw)
+    assert (first.status_code, first.json()["status"]) == (202, "endorsed")
+    assert (await center.status(transaction))["status"] == "committed"
+    again = await center.http.post(path, content=transaction.raw)
+    assert (again.status_code, again.json()["status"]) == (200, "committed")

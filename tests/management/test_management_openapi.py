@@ -66,7 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     loop.close()
 
 
-@pytest.mark.parametrize(("listener", "count"), [("public", 12), ("control", 4)])
+@pytest.mark.parametrize(("listener", "count"), [("public", 14), ("control", 8)])
 def test_answers_keep_to_the_document(served: dict[str, str], listener: str, count: int) -> None:
     """No answer is a 500, and each has a status, type and schema that the document names."""
     schema = schemathesis.openapi.from_url(f"{served[listener]}/openapi.json").exclude(path=ENDLESS)
