@@ -11,70 +11,57 @@ worker.
 """
 
 import ctypes
-import fcntl
+import itertools
 import os
-import resource
-import signal
-import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-import msgspec
 import pkcs11
-from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11 import DEFAULT, Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11.attributes import AttributeMapper
 from pkcs11.exceptions import PKCS11Error
 
+from hsm_endorser import key_template
 from hsm_endorser.errors import PinFileError
-from hsm_endorser.failures import BY_NUMBER, UNKNOWN
-from hsm_endorser.pin import read_pin
+from hsm_endorser.key_template import Half, Part
 from hsm_endorser.worker_messages import (
     DIGEST_BYTES,
-    FRAME_LENGTH,
-    MAX_FRAME,
+    Count,
+    Counted,
     Failed,
     FoundKey,
     Generate,
     Generated,
     Keys,
+    LeftOut,
     ListKeys,
+    Look,
     NumberedReply,
     NumberedRequest,
     Open,
     Opened,
-    Pin,
     PinSet,
     Reply,
     Request,
     Scheme,
+    Seen,
     SetPin,
     Sign,
     Signatures,
-    frame,
 )
+from hsm_endorser.worker_program import RequestError, StartLock, clean, find_token, pin_of, serial, serve, word
 
-PR_SET_PDEATHSIG: Final = 1
-PR_SET_DUMPABLE: Final = 4
-LOCK_POLL_SECONDS: Final = 0.01
 P256_PARAMETERS: Final = bytes.fromhex("06082a8648ce3d030107")  # the OID prime256v1
 ED25519_PARAMETERS: Final = b"\x13\x0cedwards25519"  # PrintableString (PKCS#11 v3.1, section 6.3.12)
 ED25519_OID: Final = bytes.fromhex("06032b6570")
-RSA_BITS: Final = 3072
+LADDER_SECONDS: Final = 40.0
+"""How long templates may be tried: some modules make the whole key before they refuse it."""
 RSA_EXPONENT: Final = (65537).to_bytes(3, "big")
 SHA256_DIGEST_INFO: Final = bytes.fromhex("3031300d060960864801650304020105000420")  # RFC 8017, section 9.2, note 1
 
-BY_TEXT: Final = {
-    "Buffer was too small": "BufferTooSmall",
-    "Initialisation error (already": "CryptokiAlreadyInitialized",
-    "Initialisation error (not": "CryptokiNotInitialized",
-    "Parallel not supported": "SessionParallelNotSupported",
-    "User type invalid": "UserTypeInvalid",
-}
-"""Return codes for which the binding has a text and no exception of their own."""
 MECHANISMS: Final[dict[Scheme, Mechanism]] = {
     "ecdsa-p256-sha256": Mechanism.ECDSA,
     "rsa-pkcs1-sha256": Mechanism.RSA_PKCS,
@@ -109,14 +96,6 @@ PUBLIC_TEMPLATE: Final = {
 }
 
 
-class RequestError(Exception):
-    """A request that the worker does not pass on to the token, and why."""
-
-    def __init__(self, word: str, text: str) -> None:
-        super().__init__(text)
-        self.word = word
-
-
 class Worker:
     """One session on one token."""
 
@@ -124,40 +103,53 @@ class Worker:
         self._mapper = _attribute_mapper()
         self._session: Any = None
         self._keys: dict[bytes, tuple[Scheme, Any]] = {}
+        self._without: dict[Scheme, frozenset[Part]] = {}
+        """What of the template this token did not take, by scheme."""
+
+    def answer(self, numbered: NumberedRequest) -> NumberedReply:
+        """The reply under the number of its request."""
+        return NumberedReply(numbered.number, self.handle(numbered.request))
 
     def handle(self, request: Request) -> Reply:
         """Do what is asked; every failure becomes a `Failed` without secrets."""
         try:
-            match request:
-                case Open():
-                    return self._open(request)
-                case ListKeys():
-                    return self._list_keys()
-                case Generate():
-                    return self._generate(request)
-                case Sign():
-                    return self._sign(request)
-                case SetPin():
-                    return self._set_pin(request)
+            return self._answer(request)
         except RequestError as error:
             return Failed(error.word, str(error))
         except PinFileError as error:
             return Failed("PinFile", str(error))
         except PKCS11Error as error:
-            return Failed(_code(error), _clean(str(error)))
+            return Failed(word(error), clean(str(error)))
         except Exception as error:  # noqa: BLE001  whatever the module does must reach the parent as a reply
             # The text of an unforeseen error may hold anything: its type must do.
             return Failed("WorkerError", type(error).__name__)
 
+    def _answer(self, request: Request) -> Reply:
+        match request:
+            case Open():
+                return self._open(request)
+            case ListKeys():
+                return self._list_keys()
+            case Generate():
+                return self._generate(request)
+            case Sign():
+                return self._sign(request)
+            case SetPin():
+                return self._set_pin(request)
+            case Look():
+                return self._look(request)
+            case Count():
+                return self._count()
+
     def _open(self, request: Open) -> Opened:
         if self._session is not None:
             raise RequestError("AlreadyOpen", "a worker logs in once")
-        with _StartLock(request.module, request.lock_seconds):
-            token = _find_token(pkcs11.lib(request.module), request)
-            pin = _pin(request.pin, request.pin_file)
+        with StartLock(request.module, request.lock_seconds):
+            token = find_token(pkcs11.lib(request.module), request)
+            pin = pin_of(request.pin, request.pin_file)
             self._session = token.open(rw=True, user_pin=pin, attribute_mapper=self._mapper)
             del pin
-        return Opened(token.manufacturer_id, token.model, _serial(token), token.label, int(token.flags))
+        return Opened(token.manufacturer_id, token.model, serial(token), token.label, int(token.flags))
 
     def _list_keys(self) -> Keys:
         session = self._require_session()
@@ -176,7 +168,7 @@ class Worker:
             try:
                 key = _describe(id_, label, _only_half(counted[id_], publics.get(id_, [])))
             except (RequestError, PKCS11Error) as error:
-                problems.append(f"key {label!r} ({id_.hex() or 'no id'}): {_clean(str(error)) or type(error).__name__}")
+                problems.append(f"key {label!r} ({id_.hex() or 'no id'}): {clean(str(error)) or type(error).__name__}")
                 continue
             self._keys[id_] = (key.scheme, each)
             found.append(key)
@@ -189,28 +181,42 @@ class Worker:
         if not request.label.isprintable() or not request.label:
             raise RequestError("BadLabel", "a key's label must be printable text")
         public: dict[Attribute, Any] = {**PUBLIC_TEMPLATE}
-        private: dict[Attribute, Any] = {
-            **PRIVATE_TEMPLATE,
-            Attribute.ALLOWED_MECHANISMS: [MECHANISMS[request.scheme]],
-        }
-        names = {"id": request.id, "label": request.label, "store": True}
-        templates = {"public_template": public, "private_template": private}
-        if request.scheme == "rsa-pkcs1-sha256":
-            public[Attribute.PUBLIC_EXPONENT] = RSA_EXPONENT
-            halves = session.generate_keypair(KeyType.RSA, RSA_BITS, **names, **templates)
-        else:
-            kind, parameters = (
-                (KeyType.EC, P256_PARAMETERS)
-                if request.scheme == "ecdsa-p256-sha256"
-                else (KeyType.EC_EDWARDS, ED25519_PARAMETERS)
-            )
-            domain = session.create_domain_parameters(kind, {Attribute.EC_PARAMS: parameters}, local=True)
-            halves = domain.generate_keypair(**names, **templates)
-        public_half, private_half = halves
-        _check_template(private_half, private)
+        private = {**PRIVATE_TEMPLATE, Attribute.ALLOWED_MECHANISMS: [MECHANISMS[request.scheme]]}
+        (public_half, private_half), without = self._strictest_pair(session, request, public, private)
+        _require_custody(private_half)
         key = _describe(request.id, request.label, public_half)
         self._keys[request.id] = (key.scheme, private_half)
-        return Generated(key)
+        left_out = [*_left_out("private", private_half, private, without)]
+        left_out += _left_out("public", public_half, public, without)
+        return Generated(key, left_out)
+
+    def _strictest_pair(
+        self, session: Any, request: Generate, public: dict[Attribute, Any], private: dict[Attribute, Any]
+    ) -> tuple[tuple[Any, Any], frozenset[Part]]:
+        """A new pair by the strictest template that the token takes, and what had to be left out of it."""
+        known = self._without.get(request.scheme)
+        steps = itertools.chain([known] if known else [], key_template.steps())
+        first: PKCS11Error | None = None
+        deadline = time.monotonic() + LADDER_SECONDS
+        for without in steps:
+            templates = (_less(public, "public", without), _less(private, "private", without))
+            try:
+                try:
+                    pair = _new_pair(session, request, *templates)
+                except PKCS11Error as error:
+                    if first or word(error) not in key_template.VAGUE_REFUSALS:
+                        raise
+                    # It may have meant something else, and that may be over: nothing is given up for a chance.
+                    pair = _new_pair(session, request, *templates)
+            except PKCS11Error as error:
+                first = first or error
+                of_the_template = word(error) in key_template.REFUSALS | key_template.VAGUE_REFUSALS
+                if not of_the_template or time.monotonic() > deadline:
+                    raise first from None
+                continue
+            self._without[request.scheme] = without
+            return pair, without
+        raise first or RequestError("WorkerError", "no template was tried")
 
     def _sign(self, request: Sign) -> Signatures:
         self._require_session()
@@ -227,8 +233,20 @@ class Worker:
         return Signatures([bytes(key.sign(prefix + digest, mechanism=mechanism)) for digest in request.inputs])
 
     def _set_pin(self, request: SetPin) -> PinSet:
-        self._require_session().set_pin(_pin(request.old, request.old_file), request.new.value)
+        self._require_session().set_pin(pin_of(request.old, request.old_file), request.new.value)
         return PinSet()
+
+    def _look(self, request: Look) -> Seen:
+        with StartLock(request.wanted.module, request.wanted.lock_seconds):
+            token = find_token(pkcs11.lib(request.wanted.module), request.wanted)
+            mechanisms = sorted(_mechanism_name(each) for each in token.slot.get_mechanisms())
+        label, flags = token.label, int(token.flags)
+        return Seen(token.manufacturer_id, token.model, serial(token), label, flags, mechanisms)
+
+    def _count(self) -> Counted:
+        objects = list(self._require_session().get_objects({}))
+        labels = [str(each[Attribute.LABEL]) for each in objects if each[Attribute.CLASS] == ObjectClass.PRIVATE_KEY]
+        return Counted(len(objects), sorted(labels))
 
     def _require_session(self) -> Any:
         if self._session is None:
@@ -236,13 +254,9 @@ class Worker:
         return self._session
 
 
-def _pin(pin: Pin | None, file: str | None) -> str:
-    """The PIN itself, given or read; raises `PinFileError`."""
-    if pin is not None:
-        return pin.value
-    if file is None:
-        raise RequestError("Locked", "nobody has entered the PIN since the start; run: hsm-endorser device unlock")
-    return read_pin(Path(file))
+def _mechanism_name(mechanism: Any) -> str:
+    """Its name in the standard without CKM_; the number of one that the binding does not know."""
+    return str(getattr(mechanism, "name", hex(int(mechanism))))
 
 
 def _attribute_mapper() -> AttributeMapper:
@@ -261,52 +275,57 @@ def _attribute_mapper() -> AttributeMapper:
     return mapper
 
 
-def _check_template(private_half: Any, template: dict[Attribute, Any]) -> None:
-    """Read back what was asked for: some modules accept a template and ignore it."""
-    for attribute, wanted in template.items():
-        if attribute is Attribute.ALLOWED_MECHANISMS:
-            continue  # not readable on every module; the custody audit tries other mechanisms instead
-        got = private_half[attribute]
-        if got != wanted:
+def _less(template: dict[Attribute, Any], half: Half, without: frozenset[Part]) -> dict[Attribute, Any]:
+    """A template with nothing said of some attributes: not even the binding's own defaults."""
+    return {each: DEFAULT if (half, each.name) in without else value for each, value in template.items()}
+
+
+def _new_pair(
+    session: Any, request: Generate, public: dict[Attribute, Any], private: dict[Attribute, Any]
+) -> tuple[Any, Any]:
+    """The halves of a new key pair, by these templates."""
+    names = {"id": request.id, "label": request.label, "store": True}
+    if request.scheme == "rsa-pkcs1-sha256":
+        templates = {
+            "public_template": {**public, Attribute.PUBLIC_EXPONENT: RSA_EXPONENT},
+            "private_template": private,
+        }
+        halves = session.generate_keypair(KeyType.RSA, request.rsa_bits, **names, **templates)
+    else:
+        kind, parameters = (
+            (KeyType.EC, P256_PARAMETERS)
+            if request.scheme == "ecdsa-p256-sha256"
+            else (KeyType.EC_EDWARDS, ED25519_PARAMETERS)
+        )
+        domain = session.create_domain_parameters(kind, {Attribute.EC_PARAMS: parameters}, local=True)
+        halves = domain.generate_keypair(**names, public_template=public, private_template=private)
+    public_half, private_half = halves
+    return public_half, private_half
+
+
+def _require_custody(private_half: Any) -> None:
+    """Read back what no key may be without: some modules accept a template and ignore it."""
+    for attribute, wanted in PRIVATE_TEMPLATE.items():
+        if attribute.name in key_template.KEPT and (got := _reading(private_half, attribute)) != wanted:
             raise RequestError(
                 "TemplateIgnored", f"the new key has {attribute.name}={got} where {wanted} was asked for; do not use it"
             )
 
 
-def _find_token(library: Any, wanted: Open) -> Any:
-    tokens = [slot.get_token() for slot in library.get_slots(token_present=True)]
-    tokens = [token for token in tokens if token.flags & pkcs11.TokenFlag.TOKEN_INITIALIZED]
-    found = [token for token in tokens if _matches(token, wanted)]
-    if len(found) > 1:
-        raise RequestError("AmbiguousToken", f"{len(found)} tokens match the URI; add serial= to it")
-    if found:
-        return found[0]
-    same_name = [token for token in tokens if wanted.token is not None and token.label == wanted.token]
-    if same_name:
-        other = same_name[0]
-        raise RequestError(
-            "TokenSwapped",
-            f"the token {wanted.token!r} here is {other.manufacturer_id} {other.model} serial {_serial(other)}, "
-            "which is not the one that the URI names",
-        )
-    raise RequestError("NoSuchToken", f"none of the {len(tokens)} tokens that the module shows matches the URI")
+def _left_out(half: Half, key: Any, template: dict[Attribute, Any], without: frozenset[Part]) -> Iterator[LeftOut]:
+    """What the token did not take: it refused it, or took it and reads otherwise."""
+    for attribute, wanted in sorted(template.items(), key=lambda each: each[0].name):
+        reads = _reading(key, attribute)
+        if (half, attribute.name) in without or reads != wanted:
+            yield LeftOut(half, attribute.name, clean(str(reads)))
 
 
-def _matches(token: Any, wanted: Open) -> bool:
-    return all(
-        expected is None or expected == got
-        for expected, got in (
-            (wanted.token, token.label),
-            (wanted.manufacturer, token.manufacturer_id),
-            (wanted.model, token.model),
-            (wanted.serial, _serial(token)),
-            (wanted.slot_id, token.slot.slot_id),
-        )
-    )
-
-
-def _serial(token: Any) -> str:
-    return bytes(token.serial).decode("ascii", "replace").strip()
+def _reading(half: Any, attribute: Attribute) -> Any:
+    """What an attribute reads, or the return code of reading it."""
+    try:
+        return half[attribute]
+    except PKCS11Error as error:
+        return word(error)
 
 
 def _only_half(privates: int, publics: list[Any]) -> Any:
@@ -341,96 +360,9 @@ def _unwrapped(point: bytes) -> bytes:
     return point
 
 
-def _code(error: PKCS11Error) -> str:
-    """The word for a return code, as `failures` spells it."""
-    if type(error) is not PKCS11Error:
-        return type(error).__name__
-    text = str(error)
-    if known := next((word for start, word in BY_TEXT.items() if text.startswith(start)), None):
-        return known
-    try:
-        number = int(text.rpartition(" ")[2], 16)  # "Unmapped error code 0x68"
-    except ValueError:
-        return UNKNOWN
-    return BY_NUMBER[number].word if number in BY_NUMBER else UNKNOWN
-
-
-def _clean(text: str) -> str:
-    return "".join(character for character in text if character.isprintable())[:300]
-
-
-class _StartLock:
-    """Workers that start at the same moment disturb each other inside the module: one after the other, then.
-
-    The module's own file is the lock, so that all programs on the machine that know this habit share it. It is a
-    courtesy: after `seconds` the worker goes on without, since a hung neighbour must not stop this token.
-    """
-
-    def __init__(self, module: str, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-        try:
-            self._file = os.open(module, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise RequestError("NoModule", f"the PKCS#11 module {module} cannot be read: {error.strerror}") from None
-
-    def __enter__(self) -> None:
-        while time.monotonic() < self._deadline:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                time.sleep(LOCK_POLL_SECONDS)
-            else:
-                return
-
-    def __exit__(self, *_error: object) -> None:
-        os.close(self._file)
-
-
-def _isolate(parent: int) -> None:
-    """No core dump, no debugger, and no life without the parent."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    library = ctypes.CDLL(None, use_errno=True)
-    library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    library.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the signal was asked for
-        sys.exit(1)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
-
-
-def _receive(connection: socket.socket, count: int) -> bytes | None:
-    data = bytearray()
-    while len(data) < count:
-        part = connection.recv(min(count - len(data), 1 << 20))
-        if not part:
-            return None
-        data += part
-    return bytes(data)
-
-
-def serve(connection: socket.socket) -> None:
-    """Answer requests until the other side closes."""
-    decoder = msgspec.msgpack.Decoder(NumberedRequest)
-    worker = Worker()
-    while True:
-        head = _receive(connection, FRAME_LENGTH.size)
-        if head is None:
-            return
-        (length,) = FRAME_LENGTH.unpack(head)
-        if length > MAX_FRAME:
-            return
-        body = _receive(connection, length)
-        if body is None:
-            return
-        request = decoder.decode(body)
-        connection.sendall(frame(NumberedReply(request.number, worker.handle(request.request))))
-
-
 def main(descriptor: str, parent: str) -> None:
     """Serve the inherited socket."""
-    _isolate(int(parent))
-    with socket.socket(fileno=int(descriptor)) as connection:
-        serve(connection)
+    serve(int(descriptor), int(parent), NumberedRequest, Worker().answer)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,15 @@ from typing import Final, Literal
 
 import msgspec
 
+from hsm_endorser.key_template import Half
+
 Scheme = Literal["ecdsa-p256-sha256", "rsa-pkcs1-sha256", "ed25519"]
 
 MAX_FRAME: Final = 32 << 20
 FRAME_LENGTH: Final = struct.Struct(">I")
 DIGEST_BYTES: Final = 32
+RSA_BITS: Final = 3072
+"""The size of a new RSA key, unless the token's settings say otherwise."""
 
 
 class Pin(msgspec.Struct, frozen=True):
@@ -46,11 +50,12 @@ class ListKeys(msgspec.Struct, frozen=True, tag=True):
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """Generate a key pair by the strict template (requirement K-1)."""
+    """Generate a key pair by the strictest template that the token takes (requirement K-1, `key_template`)."""
 
     label: str
     scheme: Scheme
     id: bytes
+    rsa_bits: int = RSA_BITS
 
 
 class Sign(msgspec.Struct, frozen=True, tag=True):
@@ -68,7 +73,17 @@ class SetPin(msgspec.Struct, frozen=True, tag=True):
     new: Pin
 
 
-Request = Open | ListKeys | Generate | Sign | SetPin
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """Load the module and find the token as `Open` would, without a login: no PIN is tried."""
+
+    wanted: Open
+
+
+class Count(msgspec.Struct, frozen=True, tag=True):
+    """Count what is on the token, as the session sees it. Changes nothing."""
+
+
+Request = Open | ListKeys | Generate | Sign | SetPin | Look | Count
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -99,10 +114,23 @@ class Keys(msgspec.Struct, frozen=True, tag=True):
     problems: list[str]
 
 
+class LeftOut(msgspec.Struct, frozen=True):
+    """A part of a new key's template that the token did not take, or took and ignored; what it reads there now."""
+
+    half: Half
+    attribute: str
+    reads: str
+    """The value, or the return code of reading it."""
+
+    def __str__(self) -> str:
+        return f"{self.half} {self.attribute} (reads {self.reads})"
+
+
 class Generated(msgspec.Struct, frozen=True, tag=True):
-    """The key that was generated."""
+    """The key that was generated, and what of the strict template the token did not take."""
 
     key: FoundKey
+    left_out: list[LeftOut] = []
 
 
 class Signatures(msgspec.Struct, frozen=True, tag=True):
@@ -115,6 +143,24 @@ class PinSet(msgspec.Struct, frozen=True, tag=True):
     """The token has the new PIN."""
 
 
+class Seen(msgspec.Struct, frozen=True, tag=True):
+    """The token that was found: what it says of itself, its flags (CK_TOKEN_INFO), its mechanisms by name."""
+
+    manufacturer: str
+    model: str
+    serial: str
+    label: str
+    flags: int
+    mechanisms: list[str]
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True):
+    """How many objects the token holds, and the labels of its private keys, each as often as it occurs."""
+
+    objects: int
+    labels: list[str]
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """What went wrong: the PKCS#11 return code (or a word of the worker's own), and text without secrets."""
 
@@ -122,7 +168,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
-Reply = Opened | Keys | Generated | Signatures | PinSet | Failed
+Reply = Opened | Keys | Generated | Signatures | PinSet | Seen | Counted | Failed
 
 
 class NumberedRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -139,7 +185,7 @@ class NumberedReply(msgspec.Struct, frozen=True, array_like=True):
     reply: Reply
 
 
-def frame(message: NumberedRequest | NumberedReply) -> bytes:
+def frame(message: msgspec.Struct) -> bytes:
     """The bytes of one frame."""
     body = msgspec.msgpack.encode(message)
     return FRAME_LENGTH.pack(len(body)) + body

@@ -1,4 +1,4 @@
-"""Starts, asks and kills a token worker: the only place where its process is touched."""
+"""Starts, asks and kills a worker that loads a PKCS#11 module: the only place where its process is touched."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 import msgspec
 
@@ -22,32 +22,41 @@ from hsm_endorser.worker_messages import (
     frame,
 )
 
-MODULE: Final = "hsm_endorser.token_worker"
 IMPORT_FROM: Final = str(Path(__file__).resolve().parent.parent)
 KILL_SECONDS: Final = 2.0
 """How long the kernel may take to end a process that was sent SIGKILL."""
 
 
-class WorkerProcess:
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
+
+
+class AskedProcess(Generic[Asked, Answered]):
     """One worker, from its start to its end. Calls are made one at a time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], on_lost: Callable[["WorkerProcess"], None]) -> None:
+    program: ClassVar[str]
+    """The module that it runs."""
+    request_frame: ClassVar[type[Any]]
+    reply_frame: ClassVar[type[Any]]
+    """A number, and `request` or `reply`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], on_lost: Callable[[Any], None]) -> None:
         self._process = process
         self._on_lost = on_lost
         self._number = 0
-        self._awaited: tuple[int, asyncio.Future[Reply]] | None = None
+        self._awaited: tuple[int, asyncio.Future[Answered]] | None = None
         self._pump: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._ended = False
 
-    @staticmethod
-    async def start(environment: Mapping[str, str], on_lost: Callable[["WorkerProcess"], None]) -> "WorkerProcess":
+    @classmethod
+    async def start(cls, environment: Mapping[str, str], on_lost: Callable[[Self], None]) -> Self:
         """A new worker with this environment alone; `on_lost` is told when it ends without having been asked to."""
         ours, theirs = socket.socketpair()
         try:
             process = subprocess.Popen(  # noqa: ASYNC220  starting takes a millisecond and must happen in this thread
                 # The kernel ends the worker when the thread that started it ends: the event loop's.
-                [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-P", "-m", cls.program, str(theirs.fileno()), str(os.getpid())],
                 env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **environment, "PYTHONPATH": IMPORT_FROM},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -59,7 +68,7 @@ class WorkerProcess:
             raise TokenUnavailableError(f"the token worker cannot be started: {error}") from None
         finally:
             theirs.close()
-        worker = WorkerProcess(process, on_lost)
+        worker = cls(process, on_lost)
         try:
             reader, worker._writer = await asyncio.open_connection(sock=ours)
         except BaseException:
@@ -78,7 +87,7 @@ class WorkerProcess:
         """Whether it has ended, or was told to."""
         return self._ended
 
-    async def call(self, request: Request, seconds: float) -> Reply:
+    async def call(self, request: Asked, seconds: float) -> Answered:
         """The reply to one request; raises `TokenUnavailableError` when it does not come within `seconds`.
 
         After that the worker cannot be trusted to be in step: kill it.
@@ -86,11 +95,11 @@ class WorkerProcess:
         if self._ended or self._writer is None:
             raise TokenUnavailableError("the token worker has ended")
         self._number += 1
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self._awaited = (self._number, future)
         try:
             async with asyncio.timeout(seconds):
-                self._writer.write(frame(NumberedRequest(self._number, request)))
+                self._writer.write(frame(type(self).request_frame(self._number, request)))
                 await self._writer.drain()
                 return await future
         except TimeoutError:
@@ -117,7 +126,7 @@ class WorkerProcess:
             ) from None
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        decoder = msgspec.msgpack.Decoder(NumberedReply)
+        decoder = msgspec.msgpack.Decoder(type(self).reply_frame)
         try:
             while True:
                 (length,) = FRAME_LENGTH.unpack(await reader.readexactly(FRAME_LENGTH.size))
@@ -132,3 +141,11 @@ class WorkerProcess:
         if self._awaited and not self._awaited[1].done():
             self._awaited[1].set_exception(TokenUnavailableError("the token worker died during the call"))
         self._on_lost(self)
+
+
+class WorkerProcess(AskedProcess[Request, Reply]):
+    """The worker that signs for the service (`token_worker`)."""
+
+    program = "hsm_endorser.token_worker"
+    request_frame = NumberedRequest
+    reply_frame = NumberedReply

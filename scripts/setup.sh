@@ -131,6 +131,30 @@ prepare_test_tools() {
     fail "what the tests need cannot be installed" "sudo apt-get update && sudo apt-get install -y ${tools[*]}"
 }
 
+# ---- real modules (called by test.sh --modules) ------------------------------------------------------------------------
+
+MODULE_PACKAGES=(libnss3 libnss3-tools p11-kit p11-kit-modules opencryptoki libtpm2-pkcs11-1 swtpm tpm2-abrmd
+    libtss2-tcti-swtpm0 libtss2-tcti-tabrmd0 dbus mount util-linux)
+
+modules_installed() {
+    local program library
+    for program in certutil p11-kit pkcsslotd swtpm tpm2-abrmd dbus-daemon dbus-send unshare setpriv mount; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null 2>&1 || return 1
+    done
+    for library in libsoftokn3.so p11-kit-proxy.so pkcs11/p11-kit-client.so pkcs11/libopencryptoki.so \
+        pkcs11/libtpm2_pkcs11.so libtss2-tcti-swtpm.so.0 libtss2-tcti-tabrmd.so.0; do
+        find_softhsm_module /usr/lib/*/"$library" /usr/lib/"$library" /usr/lib64/"$library" >/dev/null || return 1
+    done
+}
+
+# A missing module fails the run: no test of a module is ever left out silently.
+prepare_modules() {
+    modules_installed && return 0
+    apt_install "${MODULE_PACKAGES[@]}" && modules_installed && return 0
+    fail "the PKCS#11 modules of the test matrix cannot be installed" \
+        "sudo apt-get update && sudo apt-get install -y ${MODULE_PACKAGES[*]}"
+}
+
 # ---- Python --------------------------------------------------------------------------------------------------------
 
 # The first interpreter that is new enough; $1 names what it must be able to import.

@@ -23,9 +23,17 @@
 typedef unsigned long rv_t;
 typedef unsigned long handle_t;
 
-enum { FUNCTIONS = 68 };
-enum place { INITIALIZE = 0, GET_TOKEN_INFO = 6, OPEN_SESSION = 12, LOGIN = 18, SIGN_INIT = 42, SIGN = 43 };
-enum fault { NONE, FAIL, DELAY, HANG, CRASH, CORRUPT, OTHER_KEY, FAIL_AFTER };
+enum { FUNCTIONS = 68, REFUSED = 8, TEMPLATE = 64 };
+enum place {
+    INITIALIZE = 0,
+    GET_TOKEN_INFO = 6,
+    OPEN_SESSION = 12,
+    LOGIN = 18,
+    SIGN_INIT = 42,
+    SIGN = 43,
+    GENERATE_KEY_PAIR = 59
+};
+enum fault { NONE, FAIL, DELAY, HANG, CRASH, CORRUPT, OTHER_KEY, FAIL_AFTER, REFUSE, IGNORE };
 
 struct function_list {
     unsigned char version[2];
@@ -44,12 +52,20 @@ struct rule {
     _Atomic uint64_t successes;
 };
 
-enum slot { RULE_INITIALIZE, RULE_OPEN_SESSION, RULE_LOGIN, RULE_SIGN_INIT, RULE_SIGN, RULE_TOKEN_INFO, RULES };
+enum slot { RULE_INITIALIZE, RULE_OPEN_SESSION, RULE_LOGIN, RULE_SIGN_INIT, RULE_SIGN, RULE_TOKEN_INFO,
+            RULE_GENERATE_KEY_PAIR, RULES };
 
 struct control {
     char magic[8];
     struct rule rule[RULES];
     char serial[16]; /* shown instead of the token's own when not empty */
+    uint32_t refused[REFUSED]; /* attributes (0: none) of a new pair's templates that REFUSE and IGNORE mean */
+};
+
+struct attribute { /* CK_ATTRIBUTE */
+    unsigned long type;
+    void *value;
+    unsigned long length;
 };
 
 static struct function_list faulty;
@@ -169,6 +185,42 @@ static rv_t faulty_sign(handle_t session, unsigned char *data, unsigned long len
     return settle(rule, fault, rv);
 }
 
+static int is_refused(unsigned long type) {
+    for (unsigned j = 0; j < REFUSED; j++)
+        if (control->refused[j] != 0 && control->refused[j] == type) return 1;
+    return 0;
+}
+
+/* The attributes that are not refused; returns how many they are. */
+static unsigned long allowed(const struct attribute *attributes, unsigned long count, struct attribute *kept) {
+    unsigned long many = 0;
+    if (count > TEMPLATE) die("a template has too many attributes");
+    for (unsigned long i = 0; i < count; i++)
+        if (!is_refused(attributes[i].type)) kept[many++] = attributes[i];
+    return many;
+}
+
+static rv_t faulty_generate_key_pair(handle_t session, void *mechanism, struct attribute *public_half,
+                                     unsigned long public_count, struct attribute *private_half,
+                                     unsigned long private_count, handle_t *public_key, handle_t *private_key) {
+    struct rule *rule = &control->rule[RULE_GENERATE_KEY_PAIR];
+    enum fault fault = strike(rule);
+    if (fault == FAIL) return atomic_load(&rule->code);
+    struct attribute public_kept[TEMPLATE], private_kept[TEMPLATE];
+    unsigned long public_many = allowed(public_half, public_count, public_kept);
+    unsigned long private_many = allowed(private_half, private_count, private_kept);
+    if (fault == REFUSE && (public_many < public_count || private_many < private_count))
+        return atomic_load(&rule->code);
+    if (fault == IGNORE) {
+        public_half = public_kept, public_count = public_many;
+        private_half = private_kept, private_count = private_many;
+    }
+    rv_t (*call)(handle_t, void *, struct attribute *, unsigned long, struct attribute *, unsigned long, handle_t *,
+                 handle_t *) = real->call[GENERATE_KEY_PAIR];
+    return settle(rule, fault, call(session, mechanism, public_half, public_count, private_half, private_count,
+                                    public_key, private_key));
+}
+
 static void prepare(void) {
     const char *module = getenv("HSM_SHIM_MODULE"), *path = getenv("HSM_SHIM_CONTROL");
     if (module == NULL || path == NULL) die("HSM_SHIM_MODULE and HSM_SHIM_CONTROL must be set");
@@ -188,6 +240,7 @@ static void prepare(void) {
     faulty.call[LOGIN] = faulty_login;
     faulty.call[SIGN_INIT] = faulty_sign_init;
     faulty.call[SIGN] = faulty_sign;
+    faulty.call[GENERATE_KEY_PAIR] = faulty_generate_key_pair;
 }
 
 rv_t C_GetFunctionList(struct function_list **list) {

@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 TOOLS = ("bash", "cat", "cut", "dirname", "env", "id", "mkdir", "rm", "sha256sum")
 BASH = shutil.which("bash") or "/bin/bash"
-SCRIPTS = ("demo.sh", "test.sh", "scripts/setup.sh", ".ci/run")
+SCRIPTS = ("demo.sh", "test.sh", "scripts/setup.sh", "scripts/own_mounts.sh", ".ci/run")
 
 Setup = Callable[..., "subprocess.CompletedProcess[str]"]
 
