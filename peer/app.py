@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Path, Request
+from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
@@ -11,11 +11,13 @@ from peer.errors import UnknownError
 from peer.follower import Follower
 from peer.metrics import Metrics
 from peer.queries import Queries
+from protocol import canonical
 from protocol.canonical import MAX_INTEGER, TxId
 from transport import operations, problem
 from transport.problem import ProblemError
 
 JSON: Final = "application/json"
+MOST_BLOCKS: Final = 64
 
 
 class HaltReport(BaseModel):
@@ -63,6 +65,7 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     422: _refusal("the address is malformed"),
 }
 Identity = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="the transaction id, 64 hexadecimal digits")]
+KeyIdentity = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="the SHA-256 of the public key")]
 BlockHeight = Annotated[int, Path(ge=0, le=MAX_INTEGER)]
 StateKey = Annotated[str, Path(max_length=1024, description="such as evidence/SUBJECT or assets/coin/TXID:0")]
 
@@ -109,10 +112,29 @@ def create_app(name: str, network: str, follower: Follower, queries: Queries, me
         """The canonical bytes of one block."""
         return Response(queries.block(height), media_type=JSON)
 
+    @app.get("/v1/trace/{key}", responses=REFUSALS, response_class=Response)
+    def trace(
+        key: KeyIdentity,
+        start: Annotated[int, Query(alias="from", ge=0, le=MAX_INTEGER)] = 0,
+        limit: Annotated[int, Query(ge=1, le=MOST_BLOCKS, description="blocks in this answer, at most")] = MOST_BLOCKS,
+    ) -> Response:
+        """Everything that a key signed, in the order of the chain, found by an index; a page at a time."""
+        return Response(canonical.encode(queries.trace(key, start=start, limit=limit)), media_type=JSON)
+
     @app.get("/v1/receipts/{identity}", responses=REFUSALS, response_class=Response)
     def receipt(identity: Identity) -> Response:
         """A file that proves a transaction and its outcome offline."""
         return Response(queries.receipt(TxId(identity)), media_type=JSON)
+
+    @app.get("/v1/evidence/{identity}", responses=REFUSALS, response_class=Response)
+    def evidence(
+        identity: Identity,
+        start: Annotated[
+            int, Query(alias="from", ge=0, le=MAX_INTEGER, description="the block that the reader trusts")
+        ] = 0,
+    ) -> Response:
+        """A receipt for auditors: with custody statements, and the handovers of the centers since a trusted block."""
+        return Response(queries.evidence(TxId(identity), start=start), media_type=JSON)
 
     return app
 

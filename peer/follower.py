@@ -20,8 +20,9 @@ import structlog
 
 from ledger.errors import BadCopyError, BlockRefusedError, DivergedError, NotNextError, StoreError
 from ledger.replica import CheckedBlock, Replica
+from peer.activity import Activity
 from peer.metrics import Metrics
-from protocol.block import MAX_BLOCK_BYTES
+from protocol.block import MAX_BLOCK_BYTES, Block
 from protocol.errors import ProtocolError
 from transport.address import Address
 from transport.operations import Readiness
@@ -54,11 +55,17 @@ class Follower:
     """Brings a replica forward. The replica is touched in the `ledger` thread alone."""
 
     def __init__(
-        self, replica: Replica, ledger: ThreadPoolExecutor, sources: tuple[Address, ...], metrics: Metrics
+        self,
+        replica: Replica,
+        ledger: ThreadPoolExecutor,
+        sources: tuple[Address, ...],
+        metrics: Metrics,
+        activity: Activity,
     ) -> None:
         self.head = Head(replica.height, replica.time, replica.authentication)
         self.halted: Halt | None = None
         self._replica = replica
+        self._activity = activity
         self._ledger = ledger
         self._sources = sources
         self._metrics = metrics
@@ -151,13 +158,18 @@ class Follower:
         return True
 
     async def _in_ledger_thread(self, line: bytes) -> CheckedBlock:
-        running = asyncio.get_running_loop().run_in_executor(self._ledger, self._replica.apply, line)
+        running = asyncio.get_running_loop().run_in_executor(self._ledger, self._check_and_append, line)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             # A commit cannot be taken back half-way: the stop waits for it.
             await asyncio.wait({running})
             raise
+
+    def _check_and_append(self, line: bytes) -> CheckedBlock:
+        checked = self._replica.check(Block.decode(line))
+        self._replica.append(checked, also=lambda connection: self._activity.record(connection, checked.block))
+        return checked
 
     def _halt(self, error: BlockRefusedError | DivergedError) -> None:
         self.halted = Halt(error.code, str(error), self.head.height + 1)

@@ -3,9 +3,11 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+from ledger import expiring
 from ledger.errors import GenesisError
 from ledger.opening import open_or_begin
 from ledger.replica import Replica
+from peer.activity import Activity
 from peer.app import create_app
 from peer.config import Config
 from peer.errors import ConfigError
@@ -13,6 +15,7 @@ from peer.follower import Follower
 from peer.metrics import Metrics
 from peer.queries import Queries
 from transport import listen
+from transport.expiry import KeyExpiry
 from transport.service import run_together
 
 
@@ -23,7 +26,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     try:
         replica = await loop.run_in_executor(ledger, open_replica, config)
         try:
-            await _run(config, replica, ledger, stop)
+            activity = await loop.run_in_executor(ledger, Activity.open, replica.store)
+            await _run(config, replica, activity, ledger, stop)
         finally:
             await loop.run_in_executor(ledger, replica.store.close)
     finally:
@@ -38,10 +42,14 @@ def open_replica(config: Config) -> Replica:
         raise ConfigError(str(error)) from None
 
 
-async def _run(config: Config, replica: Replica, ledger: ThreadPoolExecutor, stop: asyncio.Event) -> None:
+async def _run(
+    config: Config, replica: Replica, activity: Activity, ledger: ThreadPoolExecutor, stop: asyncio.Event
+) -> None:
     metrics = Metrics()
-    follower = Follower(replica, ledger, config.sources, metrics)
-    app = create_app(config.name, replica.network, follower, Queries(replica.store), metrics)
+    left = KeyExpiry("hsm_endorser_peer", lambda: expiring.seconds_left(replica.registry, replica.time))
+    metrics.registry.register(left)
+    follower = Follower(replica, ledger, config.sources, metrics, activity)
+    app = create_app(config.name, replica.network, follower, Queries(replica.store, activity), metrics)
     ending = asyncio.Event()
     parts = (listen.serve(app, list(config.listen), ending), _follow(follower, ending))
     await run_together(parts, stop, ending)

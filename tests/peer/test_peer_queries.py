@@ -3,14 +3,8 @@
 import asyncio
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, given, settings
 
 from ledger.receipt import verify_receipt
-from peer.app import create_app
-from peer.follower import Follower
-from peer.metrics import Metrics
-from peer.queries import Queries
 from tests.peer.surroundings import Chain, RunningPeer, Source
 from transport.problem import TYPE_PREFIX
 
@@ -112,28 +106,3 @@ async def test_a_body_has_no_place_in_a_query(peer: RunningPeer) -> None:
     async with connect(peer.config.listen[0], timeout=5) as client:
         answer = await client.post("/v1/status", content=b"{}")
     assert (answer.status_code, answer.json()["type"]) == (405, TYPE_PREFIX + "method-not-allowed")
-
-
-class _Standing(Follower):
-    """A follower that stands where its replica stands: the interface is looked at, not the following."""
-
-    def __init__(self, chain: Chain) -> None:
-        super().__init__(chain.replica, None, (), Metrics())  # type: ignore[arg-type]
-
-
-def test_the_interface_keeps_its_description(chain: Chain) -> None:
-    """Whatever is asked along the OpenAPI document, the answers are of the kinds that it names."""
-    chain.grow(2)
-    app = create_app("peer-1", "test", _Standing(chain), Queries(chain.replica.store), Metrics())
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-
-    operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 6
-    for operation in operations:
-
-        @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(case=operation.as_strategy())
-        def ask(case: schemathesis.Case) -> None:
-            case.call_and_validate()
-
-        ask()

@@ -1,0 +1,1 @@
+"""The history of the peer's own tables; run by `peer.activity`."""
