@@ -13,6 +13,8 @@ from hsm_endorser.errors import GuardDamagedError, GuardError, GuardInUseError
 from hsm_endorser.guard_file import State
 from hsm_endorser.guard_mark import Mark
 
+RESTORED: Final = ".restored"
+"""Beside a guard that came out of a backup: it says from when. Such a guard is opened by nobody, only replaced."""
 UNREADABLE: Final = (sqlite3.Error, msgspec.MsgspecError, OSError, ValueError, TypeError, OverflowError)
 """What reading a file raises that is no guard, or no more."""
 
@@ -56,6 +58,12 @@ class Files:
             raise GuardDamagedError(
                 f"there is no guard at {path}: without it this device could sign two different votes, so nothing is "
                 f"signed. {guard_file.advice(device)}"
+            )
+        restored = path.with_name(path.name + RESTORED)
+        if restored.exists():
+            raise GuardDamagedError(
+                f"the guard at {path} was restored from a backup (see {restored.name}): what the device has signed "
+                f"since then is not in it, so nothing is signed. {guard_file.advice(device)}"
             )
         with contextlib.ExitStack() as held:
             held.callback(os.close, guard_file.lock(path))

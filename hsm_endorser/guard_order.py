@@ -23,6 +23,7 @@ import msgspec
 from hsm_endorser import guard_file
 from hsm_endorser.errors import GuardError, RefusedError
 from hsm_endorser.guard import Guard
+from hsm_endorser.guard_files import RESTORED
 from hsm_endorser.guard_mark import Mark
 from ledger.replica import Replica
 from protocol import guard_order
@@ -94,7 +95,8 @@ def check(path: Path, envelope: Envelope, replica: Replica, device: str, *, now:
         raise RefusedError("wrong-device", f"the order is for device {order.device}, this is {device}")
     registry = replica.registry
     try:
-        signers = guard_order.verify(envelope, registry.administrators, registry.channel.administrators_needed)
+        administrators = registry.administrators_in_force(height=replica.height + 1, time=replica.time)
+        signers = guard_order.verify(envelope, administrators, registry.channel.administrators_needed)
     except BadSignatureError as error:
         raise RefusedError("not-authorized", str(error)) from None
     if not now - LONGEST_AGE_MILLISECONDS <= order.time <= now + FUTURE_MILLISECONDS:
@@ -148,7 +150,7 @@ def _note(path: Path, digest: str) -> None:
 
 def _put_aside(path: Path, *, now: time.struct_time) -> Path | None:
     """Rename all files of a guard, for whoever finds out what happened to it."""
-    files = {suffix: Path(f"{path}{suffix}") for suffix in ("-shm", "-wal", "", Mark.SUFFIX)}
+    files = {suffix: Path(f"{path}{suffix}") for suffix in ("-shm", "-wal", "", Mark.SUFFIX, RESTORED)}
     if not any(file.exists() for file in files.values()):
         return None
     stamp = f"{path}.{time.strftime('%Y%m%dT%H%M%SZ', now)}"
