@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cli.answers import BatchItem, NetworkInfo, PeerStatus, Simulation, TransactionStatus
 from cli.errors import UnreachableError
-from protocol import canonical
+from protocol import canonical, trace
+from protocol.envelope import Envelope
 from protocol.messages import Answer, CommitEvent, EndorseRequest, Proposal
 from transport.address import Address
 from transport.connect import connect_blocking
@@ -58,6 +59,10 @@ class Service:
         except msgspec.DecodeError:
             return False, {"answer": response.text[:200]}
         return bool(state.get("ready")), dict(state.get("checks", {}))
+
+    def height(self) -> int:
+        """The height of the last block that a device or a peer has applied."""
+        return msgspec.json.decode(self._get("/v1/status"), type=_Standing).height
 
     def figure(self, name: str, **labels: str) -> float:
         """The sum over all samples of a metric that carry `labels`; zero when there is none."""
@@ -165,9 +170,27 @@ class Management(Service):
         answer: dict[str, Any] = msgspec.json.decode(self._post("/v1/enrol", body))
         return answer
 
+    def certify_key(self, name: str, request: str, proof: Envelope) -> dict[str, Any]:
+        """A certificate for a client's new key, and what the old key and the new one are to sign (requirement K-12)."""
+        body = canonical.encode({"csr": request, "proof": proof})
+        answer: dict[str, Any] = msgspec.json.decode(self._post(f"/v1/clients/{quote(name)}/certificate", body))
+        return answer
+
+    def announce_key(self, name: str, announcement: Envelope) -> dict[str, Any]:
+        """Put a client's new key in the place of the old one, which both have announced (requirement K-12)."""
+        body = canonical.encode({"announcement": announcement})
+        answer: dict[str, Any] = msgspec.json.decode(
+            self._post(f"/v1/clients/{quote(name)}/key", body, timeout=2 * TIMEOUT_SECONDS)
+        )
+        return answer
+
     def ca_certificate(self) -> bytes:
-        """The CA's certificate (PEM)."""
+        """The CA's certificate (PEM), and those of its earlier keys that still last."""
         return self._get("/v1/ca/certificate")
+
+    def crl(self, issuer: str = "") -> bytes:
+        """The CA's list of revoked certificates (DER), or that of one of its earlier keys."""
+        return self._get("/v1/ca/crl" + (f"?issuer={quote(issuer, safe='')}" if issuer else ""))
 
 
 class Control(Service):
@@ -189,6 +212,31 @@ class Control(Service):
         answer: dict[str, Any] = msgspec.json.decode(self._post(f"/v1/enrolments/{quote(name)}:{decision}", b""))
         return answer
 
+    def certificates(self, kind: str = "") -> list[dict[str, Any]]:
+        """What the CA has issued, with states and days left."""
+        answer = self._get("/v1/certificates" + (f"?kind={quote(kind)}" if kind else ""))
+        found: list[dict[str, Any]] = msgspec.json.decode(answer)["certificates"]
+        return found
+
+    def certify_node(self, node: str, device: str) -> list[dict[str, Any]]:
+        """Certificates for a node's keys that count now, or for the one on a device."""
+        body = msgspec.json.encode({"node": node, "device": device or None})
+        found: list[dict[str, Any]] = msgspec.json.decode(self._post("/v1/certificates/node", body))["certificates"]
+        return found
+
+    def certify_service(self, name: str, request: str, dns: list[str], addresses: list[str]) -> dict[str, Any]:
+        """A certificate for a service's TLS key."""
+        body = msgspec.json.encode({"name": name, "csr": request, "dns": dns, "addresses": addresses})
+        answer: dict[str, Any] = msgspec.json.decode(self._post("/v1/certificates/service", body))
+        return answer
+
+    def revoke_service(self, name: str, reason: str, certificate: str | None = None) -> list[str]:
+        """Put the certificates of a service on the list, also one (PEM) that the CA has forgotten; their serials."""
+        body = msgspec.json.encode({"reason": reason, "certificate": certificate})
+        answer = self._post(f"/v1/certificates/service/{quote(name)}:revoke", body)
+        found: list[str] = msgspec.json.decode(answer)["revoked"]
+        return found
+
 
 class Device(Service):
     """An endorsement device."""
@@ -198,6 +246,10 @@ class Device(Service):
         request = EndorseRequest(least_height=0, proposals=(Proposal(msgspec.Raw(transaction), nodes),))
         (answer,) = msgspec.json.decode(self._post("/v1/endorse", canonical.encode(request)), type=_Answers).answers
         return answer
+
+
+class _Standing(msgspec.Struct, frozen=True):
+    height: int
 
 
 class _BatchAnswer(msgspec.Struct, frozen=True):
@@ -224,9 +276,18 @@ class Peer(Service):
         """What stands under a key of the state."""
         return self._get(f"/v1/state/{quote(key)}")
 
+    def trace(self, key: str, start: int) -> trace.Page:
+        """What a key signed in blocks from `start` on; one page."""
+        answer = self._get(f"/v1/trace/{key}?from={start}", timeout=4 * TIMEOUT_SECONDS)
+        return msgspec.json.decode(answer, type=trace.Page)
+
     def receipt(self, transaction: str) -> bytes:
         """The receipt of a committed transaction."""
         return self._get(f"/v1/receipts/{transaction}")
+
+    def evidence(self, transaction: str, start: int = 0) -> bytes:
+        """The evidence of a committed transaction, with the handovers of the centers after block `start`."""
+        return self._get(f"/v1/evidence/{transaction}?from={start}", timeout=4 * TIMEOUT_SECONDS)
 
 
 def _require_listening(address: Address) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from cli import exit_codes, junit, page, registry
+from cli import exit_codes, junit, page, registry, writable
 from cli.custody_check import identity_of, public_key, read, registry_of, verified
 from cli.errors import UsageError
 from cli.output import JsonFlag, Output
@@ -56,6 +56,7 @@ def audit(
     if (config is None) == (not uri):
         raise UsageError("name a device or a token", advice="give either --config device.toml or --uri 'pkcs11:…'")
     chosen = _profile(profile)
+    writable.require(out, json, html, junit_file)
     if config:
         audited = custody_audit.of_device(config, chosen, read_only=read_only)
     else:
@@ -98,6 +99,7 @@ def verify(
     from cli import custody_forms, custody_report  # noqa: PLC0415
 
     output = Output(as_json=as_json)
+    writable.require(html)
     envelope = read(file)
     if sum(given is not None for given in (genesis, identity, network)) != 1:
         raise UsageError(

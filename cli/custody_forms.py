@@ -19,7 +19,7 @@ def tell(report: Report, output: Output) -> None:
     predicate = report.statement.predicate
     token = predicate.token
     whose = f"{predicate.device}, network {predicate.network}" if predicate.device else "a token that is no device's"
-    output.plain(f"Custody audit of {whose}, {report.when}, by profile {predicate.profile.name}.")
+    output.plain(f"Custody audit of {whose}, {report.when}, by profile {report.judged_by}.")
     output.plain(f"Token {token.label!r}: {token.manufacturer} {token.model}, serial {token.serial or 'none'}.")
     if token.software:
         output.warn(f"This is {SOFTWARE_TOKEN}.")

@@ -12,7 +12,7 @@ import msgspec
 
 from hsm_endorser.custody.advice import ADVICE
 from hsm_endorser.custody.catalogue import CATALOGUE
-from hsm_endorser.custody.profile import SEVERITIES, Profile, Severity
+from hsm_endorser.custody.profile import SEVERITIES, Profile, Severity, by_digest
 from protocol import custody
 from protocol.custody import AuditedKey, Row, Statement, Verdict
 from protocol.envelope import Envelope
@@ -22,6 +22,7 @@ SOFTWARE_TOKEN: Final = (
     "whatever the attributes say"
 )
 TOKEN: Final = "token"
+AGAIN: Final = "run the audit again without --read-only"
 SHOWN_LINES: Final = 6
 SHOWN_KEYS: Final = 3
 TIERS: Final = {
@@ -153,6 +154,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def judged_by(self) -> str:
+        """The profile's name, and that it is no profile of ours where it is not: anybody may call a lax one `strict`."""
+        named = self.statement.predicate.profile
+        if by_digest(named.digest):
+            return named.name
+        return f"{named.name} (not one of hsm-endorser's own; SHA-256 {named.digest[:16]}…)"
+
+    @property
     def when(self) -> str:
         """When the audit was, UTC."""
         return when(self.statement.predicate.time)
@@ -204,7 +213,7 @@ def _line(row: Row, profile: Profile | None, *, finding: bool) -> Line:
         finding=finding,
         severity=check.severity if check else None,
         controls=check.controls if check else (),
-        advice=ADVICE.get(row.check, ""),
+        advice=AGAIN if row.verdict == "not-tested" and "--read-only" in row.reason else ADVICE.get(row.check, ""),
     )
 
 

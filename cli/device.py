@@ -6,26 +6,34 @@ PINs are asked for at a prompt, or read from standard input; they are never argu
 import getpass
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from cli import services
-from cli.api import Service
-from cli.errors import UnreachableError, UsageError
+from cli.device_control import DRAIN_SECONDS, DeviceControl
+from cli.errors import UsageError
 from cli.output import JsonFlag, Output
+from cli.plan import checked_name
+from protocol.keys import Scheme
+
+if TYPE_CHECKING:
+    from cli import device_replacement as replacement
 
 app = typer.Typer(
-    help="Endorsement devices: run one, drain, resume, unlock, release, change its PIN.", invoke_without_command=True
+    help="Endorsement devices: run one, drain, resume, unlock, release, change its PIN, revoke, replace.",
+    invoke_without_command=True,
 )
-
-DRAIN_SECONDS: Final = 30
-TIMEOUT_SECONDS: Final = 60.0
 
 ConfigFile = Annotated[
     Path, typer.Option("--config", help="The device's TOML file.", exists=True, dir_okay=False, readable=True)
+]
+
+NetworkFolder = Annotated[Path, typer.Option("--network", help="The network folder.")]
+Administrators = Annotated[
+    list[str] | None,
+    typer.Option("--administrator", help="An administrator who signs; again for each. As many as needed, if none."),
 ]
 
 
@@ -50,7 +58,7 @@ def run(
 @app.command()
 def status(config: ConfigFile, as_json: JsonFlag = False) -> None:
     """Show whether the device is ready, and if not, why."""
-    with _Control(config) as control:
+    with DeviceControl(config) as control:
         _tell(Output(as_json=as_json), control.status(), "")
 
 
@@ -61,28 +69,28 @@ def drain(
     as_json: JsonFlag = False,
 ) -> None:
     """Let the device finish what it has and take nothing new. It stays so until `resume` or a restart."""
-    with _Control(config) as control:
+    with DeviceControl(config) as control:
         _tell(Output(as_json=as_json), control.order(f"/v1/drain?wait={wait}"), "is drained: it can be stopped now")
 
 
 @app.command()
 def resume(config: ConfigFile, as_json: JsonFlag = False) -> None:
     """Let a drained device take requests again."""
-    with _Control(config) as control:
+    with DeviceControl(config) as control:
         _tell(Output(as_json=as_json), control.order("/v1/resume"), "takes requests again")
 
 
 @app.command()
 def unlock(config: ConfigFile, as_json: JsonFlag = False) -> None:
     """Enter the PIN of a device that has no PIN file. It is tried once, and forgotten when the device stops."""
-    with _Control(config) as control:
+    with DeviceControl(config) as control:
         _tell(Output(as_json=as_json), control.order("/v1/unlock", _ask("PIN").encode()), "is unlocked")
 
 
 @app.command()
 def release(config: ConfigFile, as_json: JsonFlag = False) -> None:
     """Put a token back into service after you have looked: it must prove itself as at any start."""
-    with _Control(config) as control:
+    with DeviceControl(config) as control:
         _tell(Output(as_json=as_json), control.order("/v1/release"), "is back in service")
 
 
@@ -101,50 +109,120 @@ def change_pin(
     if sys.stdin.isatty() and new != _ask("New PIN again"):
         raise UsageError("the two new PINs differ", advice="nothing was changed; try again")
     body = {"new": new} if old is None else {"new": new, "old": old}
-    with _Control(config) as control:
+    with DeviceControl(config) as control:
         _tell(output, control.order("/v1/change-pin", msgspec.json.encode(body)), "has a new PIN")
 
 
-class _Control(Service):
-    """The operator's listener of the device that a configuration describes."""
+@app.command()
+def revoke(
+    *,
+    name: Annotated[str, typer.Argument(help="The device's name in the registry.")],
+    reason: Annotated[str, typer.Option(help="Such as key-compromise or cessation-of-operation.")],
+    network: NetworkFolder,
+    suspected: Annotated[
+        str, typer.Option(help="From when on others may have had the token: 2026-11-21T10:00:00Z, or milliseconds.")
+    ] = "",
+    administrator: Administrators = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Refuse every key on a device from the next block on, for ever (requirement K-14)."""
+    from cli import revoking  # noqa: PLC0415
 
-    def __init__(self, config: Path) -> None:
-        from hsm_endorser.config import load  # noqa: PLC0415  this room is loaded by device commands alone
-        from hsm_endorser.errors import ConfigError  # noqa: PLC0415
+    row = revoking.find(network, f"device/{name}")
+    wish = revoking.Wish(network, row, reason, suspected, tuple(administrator or ()))
+    revoking.revoke(Output(as_json=as_json), wish)
 
-        try:
-            settings = load(config)
-        except ConfigError as error:
-            raise UsageError(str(error)) from None
-        if settings.control is None:
-            raise UsageError(
-                f"{config} has no control listener",
-                advice='write control = "unix:control.sock" into it, and restart the device',
-            )
-        try:
-            super().__init__(settings.control, timeout=TIMEOUT_SECONDS + DRAIN_SECONDS)
-        except UnreachableError as error:
-            raise UnreachableError(
-                error.reason, advice=f"start the device first: hsm-endorser device --config {config}"
-            ) from None
 
-    def __enter__(self) -> Self:
-        return self
+@app.command()
+def replace(
+    *,
+    old: Annotated[str, typer.Argument(help="The device whose token is lost or is to be retired.")],
+    new: Annotated[str, typer.Option("--new", help="The name of the device that takes its place.")],
+    network: NetworkFolder,
+    uri: Annotated[
+        str, typer.Option(help="The new token (RFC 7512, with module-path and pin-source); a SoftHSM token, if none.")
+    ] = "",
+    environment: Annotated[
+        list[str] | None, typer.Option("--environment", help="NAME=VALUE for the token's module; again for each.")
+    ] = None,
+    scheme: Annotated[
+        Scheme, typer.Option(help="Of all new keys, where the token makes none of the usual ones.")
+    ] = "ecdsa-p256-sha256",
+    rsa_bits: Annotated[int, typer.Option(min=2048, max=4096, help="The size of new RSA keys.")] = 3072,
+    deadline_ms: Annotated[
+        int, typer.Option(min=50, max=60_000, help="How long one call to the new token may take.")
+    ] = 1000,
+    reason: Annotated[str, typer.Option(help="Why the old one is revoked.")] = "cessation-of-operation",
+    suspected: Annotated[
+        str, typer.Option(help="From when on others may have had the old token; now, if nothing is said.")
+    ] = "",
+    lifetime: Annotated[int, typer.Option(min=1, max=36_500, help="Days until the new keys expire.")] = 730,
+    administrator: Administrators = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give everything that a device served to a new device with new keys, and revoke the old one (requirement K-14).
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    Say what the old keys had signed last. Interrupted, the same command goes on.
+    """
+    from cli import device_replacement as replacement  # noqa: PLC0415  PKCS#11 is needed from here on
+    from cli import revoking  # noqa: PLC0415
 
-    def status(self) -> dict[str, Any]:
-        """What the device says of itself."""
-        found: dict[str, Any] = msgspec.json.decode(self._get("/v1/status"))
-        return found
+    output = Output(as_json=as_json)
+    wish = replacement.Wish(
+        network=network,
+        old=old,
+        new=checked_name("a device", new, "choose another --new name"),
+        days=lifetime,
+        reason=revoking.reason_of(reason),
+        suspected=revoking.moment(suspected),
+        uri=uri,
+        environment=dict(_pair(each) for each in environment or ()),
+        scheme=scheme,
+        rsa_bits=rsa_bits,
+        deadline_ms=deadline_ms,
+        administrators=revoking.known(network, tuple(administrator or ())),
+    )
+    done = replacement.replace(wish, output.say)
+    _tell_replaced(output, wish, done)
 
-    def order(self, path: str, body: bytes = b"") -> dict[str, Any]:
-        """Give an order; what the device says of itself afterwards."""
-        answer: dict[str, Any] = msgspec.json.decode(self._post(path, body, timeout=TIMEOUT_SECONDS + 600))
-        return answer
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--environment {text!r} is not of the form NAME=VALUE")
+    return name, value
+
+
+def _tell_replaced(output: Output, wish: "replacement.Wish", done: "replacement.Replaced") -> None:
+    if done.committed:
+        output.plain(
+            f"{wish.new} is in {wish.old}'s place from height {done.committed.height + 1} on: block "
+            f"{done.committed.height}, signed by {', '.join(done.committed.signers)}."
+        )
+    else:
+        output.plain(f"{wish.new} is in {wish.old}'s place already; the folder's files name it now.")
+    rows: list[list[object]] = [
+        [each.holder, f"{each.key[:16]}…", "nothing" if each.height is None else f"height {each.height}"]
+        for each in done.last
+    ]
+    output.table(f"What the keys on {wish.old} had signed last", ["holder", "key", "last in"], rows)
+    output.plain(f"The last tree of votes of {wish.old} that the chain shows has number {done.sequence}.")
+    output.plain("All of it: hsm-endorser key trace KEY. The keys stay on the old token until it is re-initialised.")
+    output.plain(f"Start again what runs, so that it knows {wish.new}: hsm-endorser network up {wish.network}")
+    output.result(
+        {
+            "old": wish.old,
+            "new": wish.new,
+            "nodes": list(done.had.nodes),
+            "centers": list(done.had.centers),
+            "registrars": list(done.had.registrars),
+            "keys": done.keys,
+            "height": done.committed.height if done.committed else None,
+            "transaction": done.committed.transaction if done.committed else None,
+            "signed_last": [msgspec.to_builtins(each) for each in done.last],
+            "sequence": done.sequence,
+        }
+    )
 
 
 def _ask(what: str) -> str:

@@ -1,9 +1,11 @@
 """The error family of this room: what went wrong, what to do, and the exit code that says so."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli import exit_codes
-from transport.problem import Problem
+
+if TYPE_CHECKING:  # who verifies offline needs nothing that knows of connections
+    from transport.problem import Problem
 
 
 class CommandError(Exception):
@@ -50,7 +52,7 @@ class RefusedError(CommandError):
     exit_code = exit_codes.REFUSED
     code = "refused"
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: "Problem") -> None:
         advice = ADVICE.get(problem.reason or "") or ADVICE.get(problem.code, "")
         super().__init__(problem.detail, advice=advice, code=problem.code)
         self.problem = problem
@@ -71,10 +73,12 @@ ADVICE = {
     "wrong-network": "sign for the network that the genesis file names",
     "expired": "sign a new transaction with a later valid_until",
     "validity-too-long": "choose an earlier valid_until; the network limits how far ahead it may lie",
+    "client-expired": "let the administrators remove the client (client remove NAME), then register it with a new key",
     "already-executed": "this transaction is on the chain already; look it up by its id",
     "already-spent": "the coin was spent by another transaction; choose an unspent one",
     "already-recorded": "the subject has its record; records are put once",
     "endorsement-unavailable": "see which devices are down: hsm-endorser network status DIR",
     "pool-full": "try again a little later",
+    "tier-too-low": "audit the device (hsm-endorser custody audit), register the statement, then try again",
 }
 """What a person can do about a refusal, by its stable code."""

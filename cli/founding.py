@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+
 from cli import keys, plan
 from cli.errors import CommandError, UsageError
 from cli.keys import SoftwareKey
@@ -20,16 +22,20 @@ from cli.plan import Layout, NetworkPlan, write_settings
 from hsm_endorser import provision
 from hsm_endorser.config import Config, load
 from hsm_endorser.errors import DeviceError
+from hsm_endorser.guard import Guard
 from hsm_endorser.provision import Provisioned, Wanted
 from hsm_endorser.token import IDENTITY_LABEL
 from ledger.errors import LedgerError
 from ledger.genesis import check_genesis, draft_genesis, genesis_payload
+from protocol import canonical, custody
 from protocol.block import RULES_VERSION, Block
+from protocol.custody import Statement
 from protocol.keys import Scheme
 from protocol.registry import (
     Administrator,
     Center,
     Channel,
+    Custody,
     Device,
     EndorsementPolicy,
     Entry,
@@ -37,6 +43,7 @@ from protocol.registry import (
     NodeKey,
     Registrar,
 )
+from protocol.tier import Tier, reaches
 from softhsm import installation, tokens
 from softhsm.installation import SoftHSMError
 
@@ -47,6 +54,10 @@ CENTER_LABEL: Final = f"center/{plan.CENTER}"
 CA_LABEL: Final = f"ca/{plan.CA}"
 KEY_LIFETIME_MS: Final = 730 * 24 * 3600 * 1000
 """Two years: nodes' keys sign nothing in blocks after that (requirement K-13)."""
+LONGEST_LIFETIME_MS: Final = 3652 * 24 * 3600 * 1000
+"""Ten years: no key may be registered for longer; devices' identities and the CA have them."""
+CLOCK_MS: Final = 3600 * 1000
+"""How far the clocks of those who set an end may be ahead of the chain's time."""
 ENVIRONMENT: Final = {"SOFTHSM2_CONF": "softhsm2.conf"}
 
 
@@ -86,10 +97,11 @@ async def _build(network: NetworkPlan, layout: Layout, say: Say) -> None:
     for name, config in configs.items():
         say(f"{name}: token and keys for {', '.join(network.devices[name])}")
         provisioned[name] = await provision.provision(config, network.name, _wanted(network, name))
+    statements = await _audited(network, configs, provisioned, say) if network.least_tier != "claimed" else []
     first = configs[network.first_device]
     certificate = await provision.issue_ca_certificate(first, network.name, CA_LABEL, plan.CA)
     administrators = {name: SoftwareKey.create(layout.administrator_key(name)) for name in network.administrators}
-    entries = _entries(network, provisioned, administrators, certificate)
+    entries = [*_entries(network, provisioned, administrators, certificate), *statements]
     payload = genesis_payload(network.name, entries)
     _, transaction = keys.sign(payload, list(administrators.values()))
     genesis = await provision.sign_genesis(first, draft_genesis(transaction, _now()), CENTER_LABEL)
@@ -124,13 +136,43 @@ def _wanted(network: NetworkPlan, device: str) -> list[Wanted]:
     return [(label, SCHEME) for label in labels]
 
 
+async def _audited(
+    network: NetworkPlan, configs: dict[str, Config], provisioned: dict[str, Provisioned], say: Say
+) -> list[Custody]:
+    """A custody statement of each device; raises `CommandError` for a key below the tier that the network asks for."""
+    from hsm_endorser.custody import profile, statement  # noqa: PLC0415  needed for this option alone
+
+    entries = []
+    for name, config in configs.items():
+        say(f"{name}: audit of its token")
+        guard = Guard.open(config.guard, network=network.name, device=name)
+        envelope = await statement.audit_device(config, guard, network.name, profile.load())
+        _require_tier(network.least_tier, name, provisioned[name], custody.decode(envelope))
+        entries.append(Custody(name, canonical.encode(envelope)))
+    return entries
+
+
+def _require_tier(least: Tier, device: str, provisioned: Provisioned, audited: Statement) -> None:
+    for label, key in provisioned.keys.items():
+        tier = custody.tier_of(audited, key.id)
+        if label.startswith(("node/", "center/")) and not reaches(tier, least):
+            reasons = [f"{row.check}: {row.reason}" for row in audited.predicate.rows if row.verdict == "fail"]
+            raise CommandError(
+                f"the network was not made: key {label} of {device} is {tier} where {least} is demanded"
+                + (f" ({'; '.join(reasons[:3])})" if reasons else ""),
+                code="tier-too-low",
+                advice="audit the token (hsm-endorser custody audit --uri …), or choose a lower --least-tier",
+            )
+
+
 def _entries(
     network: NetworkPlan,
     provisioned: dict[str, Provisioned],
     administrators: dict[str, SoftwareKey],
     certificate: bytes,
 ) -> list[Entry]:
-    until = _now() + KEY_LIFETIME_MS
+    now = _now()
+    until, at_last = now + KEY_LIFETIME_MS, now + LONGEST_LIFETIME_MS
     first = provisioned[network.first_device].keys
     return [
         Channel(
@@ -140,11 +182,17 @@ def _entries(
             administrators_needed=min(plan.ADMINISTRATORS_NEEDED, len(administrators)),
             longest_validity=plan.LONGEST_VALIDITY_MS,
             ceremony="none",
+            least_tier=network.least_tier,
+            longest_lifetime=LONGEST_LIFETIME_MS + CLOCK_MS,
         ),
-        *(Administrator(name, key.public.spki) for name, key in administrators.items()),
-        Registrar(plan.CA, first[CA_LABEL].spki, certificate),
-        Center(plan.CENTER, first[CENTER_LABEL].spki, network.first_device),
-        *(Device(name, made.keys[IDENTITY_LABEL].spki, made.token) for name, made in provisioned.items()),
+        *(Administrator(name, key.public.spki, until=until) for name, key in administrators.items()),
+        Registrar(plan.CA, first[CA_LABEL].spki, certificate, until=_end_of(certificate)),
+        Center(plan.CENTER, first[CENTER_LABEL].spki, network.first_device, until=until),
+        # The identity of a device never changes: it lives as long as the token may.
+        *(
+            Device(name, made.keys[IDENTITY_LABEL].spki, made.token, until=at_last)
+            for name, made in provisioned.items()
+        ),
         *(
             Node(
                 node,
@@ -164,6 +212,11 @@ def _point_store_to(scratch: Path, final: Path) -> None:
     """SoftHSM takes absolute paths only: let a token's configuration name the place where it will stand."""
     path = scratch / "softhsm2.conf"
     path.write_text(path.read_text().replace(str(scratch.resolve()), str(final)))
+
+
+def _end_of(certificate: bytes) -> int:
+    """When a certificate (DER) ends, in milliseconds."""
+    return int(x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp() * 1000)
 
 
 def _now() -> int:

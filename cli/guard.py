@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from cli import keys, registry
+from cli import registry, role_holder
 from cli.api import Management
 from cli.errors import CommandError, UnreachableError, UsageError
 from cli.exit_codes import REFUSED
@@ -44,6 +44,10 @@ def order(
     reason: Annotated[str, typer.Option(help="What happened; it stands in the order.")],
     admin: Administrators = None,
     valid_from: Annotated[int | None, typer.Option(help="Least valid_from to vote on; two above the chain's.")] = None,
+    seen: Annotated[
+        int,
+        typer.Option("--height", min=0, help="The greatest height that anybody has seen, where the folder is behind."),
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Where to write it; guard-order.json in the device's folder.")
     ] = None,
@@ -58,6 +62,7 @@ def order(
     if in_force.device(device) is None:
         raise UsageError(f"the registry of network {known.network} has no device {device}")
     height, sequence = _chain(output, layout, known, device)
+    height = max(height, seen)
     drafted = guard_order.draft(
         network=known.network,
         device=device,
@@ -70,7 +75,8 @@ def order(
     )
     unsigned = Envelope(canonical.encode(drafted), guard_order.PAYLOAD_TYPE, ())
     guard_order.decode(unsigned)  # a valid_from that is too early is refused here
-    names = admin or list(known.administrators[: in_force.channel.administrators_needed])
+    known_keys = role_holder.reachable(network, known.administrators)
+    names = admin or list(known_keys[: in_force.channel.administrators_needed])
     path = out or layout.device(device) / "guard-order.json"
     if path.exists():
         raise UsageError(f"there is an order at {path} already", advice="move it away, or choose another --out")
@@ -167,7 +173,7 @@ def _chain(output: Output, layout: Layout, known: NetworkFile, device: str) -> t
     except UnreachableError:
         output.warn(
             f"management does not answer, so the order goes by the copies in the folder: height {height}. "
-            "Where the chain may be higher, give --valid-from"
+            "Where the chain may be higher, give --height"
         )
     return height, sequence
 
@@ -180,9 +186,9 @@ def _sign_and_tell(
     output: Output, layout: Layout, path: Path, envelope: Envelope, *, names: list[str], needed: int
 ) -> None:
     wanted = guard_order.decode(envelope)
-    signers = [keys.SoftwareKey.load(layout.administrator_key(name)) for name in names]
     have = {signature.keyid for signature in envelope.signatures}
-    added = [key.sign(envelope.payload, guard_order.PAYLOAD_TYPE) for key in signers if key.public.id not in have]
+    signatures = role_holder.sign(layout.folder, names, envelope.payload, guard_order.PAYLOAD_TYPE)
+    added = [signature for signature in signatures if signature.keyid not in have]
     envelope = msgspec.structs.replace(envelope, signatures=(*envelope.signatures, *added))
     path.write_bytes(canonical.encode(envelope))
     count = len({signature.keyid for signature in envelope.signatures})

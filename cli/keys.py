@@ -6,6 +6,7 @@ A node's, a center's, a CA's or a device's key never comes here: those live on P
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -39,14 +40,23 @@ class SoftwareKey:
 
     @staticmethod
     def create(path: Path) -> "SoftwareKey":
-        """A new key, written to `path` (PKCS#8 PEM, mode 0600); raises `UsageError` when there is one already."""
+        """A new key, written to `path` (PKCS#8 PEM, mode 0600); raises `UsageError` when there is one already.
+
+        The file is there whole and durably, or not at all: the chain may know the key in a moment.
+        """
         key = SoftwareKey.generate()
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(key.pem())
+                file.flush()
+                os.fsync(file.fileno())
+            _put_in_place(Path(name), path)
         except FileExistsError:
             raise UsageError(f"there is a key at {path} already", advice="choose another name") from None
-        with os.fdopen(handle, "wb") as file:
-            file.write(key.pem())
+        finally:
+            Path(name).unlink(missing_ok=True)
+        _sync_folder(path)
         return key
 
     @staticmethod
@@ -87,6 +97,26 @@ class SoftwareKey:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(self._private, hashes.SHA256())
         return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _put_in_place(made: Path, path: Path) -> None:
+    """Give a file its name, which nothing has yet; raises `FileExistsError`."""
+    try:
+        path.hardlink_to(made)
+    except FileExistsError:
+        raise
+    except OSError:  # a memory stick without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        made.rename(path)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def payload(

@@ -1,11 +1,35 @@
 """The `hsm-endorser` command: its commands, and what becomes of their errors."""
 
 import sys
+from typing import Final
 
 import httpx2
+import structlog
 import typer
 
-from cli import chain, client, device, exit_codes, guard, network, policy, receipt, route, services, submit
+from cli import (
+    backup,
+    ca,
+    chain,
+    client,
+    compliance,
+    custody,
+    device,
+    evidence,
+    exit_codes,
+    guard,
+    journal,
+    key,
+    network,
+    policy,
+    receipt,
+    route,
+    services,
+    submit,
+    trace,
+)
+from cli.bench import command as bench
+from cli.ceremony import command as ceremony
 from cli.demo import command as demo
 from cli.errors import CommandError, RefusedError, UnreachableError, UsageError
 from cli.output import Output
@@ -23,17 +47,30 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(network.app, name="network")
+app.add_typer(ceremony.app, name="ceremony")
+app.add_typer(backup.app, name="backup")
 app.add_typer(client.app, name="client")
+app.add_typer(ca.app, name="ca")
 app.add_typer(receipt.app, name="receipt")
+app.add_typer(evidence.app, name="evidence")
 app.add_typer(chain.app, name="chain")
 app.add_typer(policy.app, name="policy")
 app.add_typer(route.app, name="route")
 app.add_typer(guard.app, name="guard")
+app.add_typer(custody.app, name="custody")
+app.add_typer(compliance.app, name="compliance")
+key.app.command("trace")(trace.trace)
+app.add_typer(key.app, name="key")
 app.command("submit")(submit.submit)
+device.app.command("journal")(journal.journal)
 app.add_typer(device.app, name="device")
 app.command("management")(services.management)
 app.command("peer")(services.peer)
 app.command("demo")(demo.demo)
+app.command("bench")(bench.bench)
+
+REPORTS: Final = (["custody", "audit"], ["compliance", "run"])
+"""Commands whose `--json` names the file of their report."""
 
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[1]
 """What the parser raises for any wrong argument; typer gives it no public name."""
@@ -42,7 +79,8 @@ _CommandLineError: type[Exception] = typer.BadParameter.__mro__[1]
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is one of `cli.exit_codes`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    output = Output(as_json="--json" in arguments)
+    _log_to_standard_error()
+    output = Output(as_json="--json" in arguments and arguments[:2] not in REPORTS)
     try:
         return app(arguments, prog_name="hsm-endorser", standalone_mode=False) or exit_codes.OK
     except KeyboardInterrupt:
@@ -68,6 +106,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _ADVICE_UNREACHABLE = "see whether it runs: hsm-endorser network status DIR; its log is in DIR/logs"
+
+
+def _log_to_standard_error() -> None:
+    """What is logged on the way, such as what a token did not take: standard output is the command's own."""
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 def _fail(output: Output, error: CommandError) -> int:

@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import httpx2
+import msgspec
 import typer
 
-from cli import exit_codes
+from cli import exit_codes, key_table, registry
 from cli.api import Management, Peer
 from cli.errors import UnreachableError, UsageError
+from cli.key_table import KeyRow
 from cli.output import JsonFlag, Output
 from cli.plan import DEFAULT_NODES, Layout, NetworkFile, default_plan, read_network, replicated
 from cli.supervisor import ServiceSpec, Supervisor, is_supervised, probe
 from protocol import policy as policies
+from protocol.tier import Tier
 from transport.problem import ProblemError
 
 app = typer.Typer(help="Networks: make one, run it, see how it is.", no_args_is_help=True)
 
 READY_SECONDS: Final = 90.0
+WARN_DAYS: Final = 30
 
 Folder = Annotated[Path, typer.Argument(help="The network's folder.")]
 
@@ -46,6 +50,9 @@ def init(
     policy: Annotated[
         list[str] | None, typer.Option(help="TYPE=EXPRESSION, such as \"assets.issue=AND('A','B')\"; again for each.")
     ] = None,
+    least_tier: Annotated[
+        Tier, typer.Option("--least-tier", help="The least assurance tier of a key; above claimed, tokens are audited.")
+    ] = "claimed",
     as_json: JsonFlag = False,
 ) -> None:
     """Make a network: tokens and keys for every device, administrators' keys, policies, the genesis block.
@@ -60,6 +67,7 @@ def init(
         plan = replicated(plan, devices, sequence)
     elif sequence:
         raise UsageError("a --sequence needs --layout replicated: every device must hold the keys of its turn")
+    plan = msgspec.structs.replace(plan, least_tier=least_tier)
     founding.found(plan, folder, output.say)
     output.say(f"Made the network [bold]{plan.name}[/] in {folder}: nodes {', '.join(plan.nodes)}.")
     for kind, expression in plan.policies.items():
@@ -76,6 +84,7 @@ def init(
             "devices": plan.devices,
             "peers": plan.peers,
             "policies": plan.policies,
+            "least_tier": plan.least_tier,
         }
     )
 
@@ -106,25 +115,44 @@ def status(folder: Folder, as_json: JsonFlag = False) -> None:
     network = read_network(folder)
     specs = services(folder, network)
     rows = [_row(spec.name, spec, None) for spec in specs]
+    ceremony = registry.founding(folder).channel.ceremony
     output.table(
-        f"Network {network.network} ({'no ceremony' if network.ceremony == 'none' else network.ceremony})",
+        f"Network {network.network} ({'no ceremony' if ceremony == 'none' else f'ceremony {ceremony}'})",
         ["service", "address", "ready"],
         [[row["service"], row["address"], row["ready"]] for row in rows],
     )
     chains = _chains(Layout(folder.absolute()), network)
     if chains:
         output.table("Chains", ["service", "height", "head"], [list(each.values())[:3] for each in chains])
+    soon = _expiring(folder)
+    for row in soon:
+        output.warn(key_table.warning(row))
     running = is_supervised(folder)
     if not running:
         output.say(f"It does not run; start it: hsm-endorser network up {folder}")
     ready = all(row["ready"] == "ready" for row in rows)
     output.result(
-        {"network": network.network, "supervised": running, "ready": ready, "services": rows, "chains": chains}
+        {
+            "network": network.network,
+            "ceremony": ceremony,
+            "supervised": running,
+            "ready": ready,
+            "services": rows,
+            "chains": chains,
+            "expiring": [row.document() for row in soon],
+        }
     )
     if not ready and as_json:  # the document has said it already
         raise typer.Exit(exit_codes.UNREACHABLE)
     if not ready:
         raise UnreachableError("not all services are ready", advice="see DIR/logs")
+
+
+def _expiring(folder: Path) -> list[KeyRow]:
+    """The keys of the network itself that expire soon, as `key list` says of clients', too."""
+    height, now = registry.head(folder)
+    rows = key_table.rows(registry.in_force(folder), height=height + 1, time=now, clients=False)
+    return key_table.expiring_soon(rows, WARN_DAYS)
 
 
 def services(folder: Path, network: NetworkFile) -> list[ServiceSpec]:

@@ -2,13 +2,14 @@
 
 import contextlib
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -78,6 +79,19 @@ class Output:
                 self._err.print(f"  {escape(line)}")
         if error.advice:
             self._err.print(f"[bold]What to do:[/] {escape(error.advice)}")
+
+
+def escape(text: str) -> str:
+    """Text as it is: no markup, and nothing that moves a terminal's cursor or the order of what is read.
+
+    Labels of tokens and files of others may hold anything; such characters are shown as their code points.
+    """
+    shown = (each if _is_harmless(each) else f"\\u{ord(each):04x}" for each in text)
+    return escape_markup("".join(shown))
+
+
+def _is_harmless(character: str) -> bool:
+    return character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def devices_tried(devices: tuple[dict[str, Any], ...]) -> list[str]:

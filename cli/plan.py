@@ -20,6 +20,7 @@ import msgspec
 from cli.errors import UsageError
 from protocol.canonical import Name
 from protocol.registry import Partitioned, Replicated, Rotation, Routing
+from protocol.tier import Tier
 from transport.address import Address
 
 DEFAULT_NODES: Final = ("A", "B", "C")
@@ -90,6 +91,8 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     routing: Routing = Partitioned()
     administrators: tuple[str, ...] = ADMINISTRATORS
     period_ms: int = PERIOD_MS
+    least_tier: Tier = "claimed"
+    """Above claimed, every token is audited when the network is made (requirement K-5)."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -125,6 +128,12 @@ def default_plan(name: str, nodes: Sequence[str], peers: int, policies: Mapping[
         peers=tuple(f"peer-{number}" for number in range(1, peers + 1)),
         policies={"assets": some, "evidence": some, "assets.issue": every} | dict(policies),
     )
+
+
+def checked_name(what: str, name: str, advice: str) -> str:
+    """The name, when it can stand in a registry; raises `UsageError`."""
+    _require_name(what, name, advice)
+    return name
 
 
 def _require_name(what: str, name: str, advice: str) -> None:

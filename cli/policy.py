@@ -12,7 +12,7 @@ from cli.api import Management
 from cli.errors import UsageError
 from cli.output import JsonFlag, Output
 from cli.plan import Layout, read_network, rotation
-from ledger.contracts.registry import check_policy
+from ledger.contracts.registry_rules import check_policy
 from ledger.errors import RejectedError
 from ledger.registry_view import RegistryView
 from protocol import distinct

@@ -4,16 +4,14 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated
 
-import httpx2
 import msgspec
 import typer
+from rich.markup import escape
 
-from cli.api import Peer
-from cli.errors import UnreachableError, UsageError, VerificationFailedError
+from cli.errors import VerificationFailedError
 from cli.output import JsonFlag, Output
-from cli.plan import Layout, read_network
-from ledger.errors import LedgerError
-from ledger.receipt import ReceiptError, ReceiptReport, verify_receipt
+from ledger.exhibit import ExhibitError
+from ledger.receipt import ReceiptReport, verify_receipt
 
 app = typer.Typer(
     help="Receipts: a file that proves a transaction to anybody who has genesis.json.", no_args_is_help=True
@@ -32,7 +30,7 @@ def export(
     data = fetch(network, transaction)
     out.write_bytes(data)
     output.say(f"Wrote {out} ({len(data)} bytes).")
-    output.say(f"Verify it with: hsm-endorser receipt verify {out} --genesis {Layout(network).genesis}")
+    output.say(f"Verify it with: hsm-endorser receipt verify {out} --genesis {network / 'genesis.json'}")
     output.result({"transaction": transaction, "file": str(out), "bytes": len(data)})
 
 
@@ -46,7 +44,7 @@ def verify(
     output = Output(as_json=as_json)
     report = check(file.read_bytes(), genesis.read_bytes())
     for step in report.steps:
-        output.say(f"[green]✓[/] {step}")
+        output.say(f"[green]✓[/] {escape(step)}")
     when = dt.datetime.fromtimestamp(report.time / 1000, dt.UTC).isoformat(timespec="milliseconds")
     output.say(f"{report.kind} by {report.client}, block {report.height}, {when}: {report.code}")
     output.result({"verified": True, **msgspec.to_builtins(report)})
@@ -54,23 +52,14 @@ def verify(
 
 def fetch(network: Path, transaction: str) -> bytes:
     """The receipt of a transaction, from the first peer of the folder that answers."""
-    layout = Layout(network)
-    for name in read_network(network).peers:
-        try:
-            with Peer(layout.socket(name)) as peer:
-                return peer.receipt(transaction)
-        except (httpx2.TransportError, UnreachableError):
-            continue
-    raise UnreachableError(
-        f"no peer of {network} answers", advice=f"start the network: hsm-endorser network up {network}"
-    )
+    from cli.asking import ask_peers  # noqa: PLC0415  who verifies needs no connections
+
+    return ask_peers(network, lambda peer: peer.receipt(transaction))[1]
 
 
 def check(receipt: bytes, genesis: bytes) -> ReceiptReport:
-    """What a receipt proves; raises `VerificationFailedError` that names the step, `UsageError` for a bad genesis."""
+    """What a receipt proves; raises `VerificationFailedError` that names the step."""
     try:
         return verify_receipt(receipt, genesis)
-    except ReceiptError as error:
+    except ExhibitError as error:
         raise VerificationFailedError(str(error), code=error.code, advice="do not rely on this receipt") from None
-    except LedgerError as error:
-        raise UsageError(f"the genesis file is not usable: {error}", code=error.code) from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
-from cli import page
+from cli import page, writable
 from cli.api import Peer
 from cli.errors import CommandError, UsageError
 from cli.output import JsonFlag, Output
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from hsm_endorser.journal_archive import Archive
 
 KEY_ID_DIGITS: Final = 64
+REPLACED: Final = ("center", "registrar", "administrator", "client")
+"""Kinds of holders whose entry holds the latest key alone."""
 SHOWN: Final = 40
 """Rows in the table on the terminal; the JSON document and the page have all of them."""
 
@@ -74,8 +76,8 @@ def trace(
         list[Path] | None, typer.Option(help="An archived journal (hsm-endorser device journal); may be repeated.")
     ] = None,
     suspected: Annotated[
-        str, typer.Option(help="From when on others may have had the key: 2026-11-21T10:00:00Z, or milliseconds.")
-    ] = "",
+        str | None, typer.Option(help="From when on others may have had the key: 2026-11-21T10:00:00Z, or milliseconds.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page for people to this file.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -83,7 +85,8 @@ def trace(
     output = Output(as_json=as_json)
     layout = Layout(network)
     names = read_network(network).peers
-    edge = _moment(suspected) if suspected else None
+    edge = None if suspected is None else point_in_time(suspected)
+    writable.require(html)
     archives = [_read(path) for path in journal or ()]
     with Peer(layout.socket(peer or names[0])) as asked:
         found = [_trace(asked, key_id, holder, archives, edge) for key_id, holder in _keys(asked, key)]
@@ -123,7 +126,14 @@ def _trace(peer: Peer, key: str, holder: str, archives: Sequence["Archive"], sus
         proven += part.signings
         start, height = part.next, part.height
     claimed, gaps = _compare(key, proven, archives)
-    return Trace(key, holder, height, suspected, tuple(proven), tuple(claimed), tuple(gaps))
+    return Trace(key, holder, height, suspected, tuple(proven), tuple(claimed), (*_earlier(holder, proven), *gaps))
+
+
+def _earlier(holder: str, proven: Sequence[Signing]) -> list[str]:
+    """That the holder had keys before this one: only the entries of nodes and devices name all that count."""
+    if holder.partition("/")[0] not in REPLACED or all(each.kind != "announcement" for each in proven):
+        return []
+    return [f"{holder} had another key before this one: what that signed is listed when you name its id"]
 
 
 def _compare(key: str, proven: Sequence[Signing], archives: Sequence["Archive"]) -> tuple[list[Claimed], list[str]]:
@@ -159,17 +169,15 @@ def _read(path: Path) -> "Archive":
         raise CommandError(f"{path}: {error}", code="bad-journal", advice="archive it again from the device") from None
 
 
-def _moment(text: str) -> int:
-    """A time in milliseconds since the epoch."""
-    if text.isdecimal():
-        return int(text)
+def point_in_time(text: str) -> int:
+    """A time in milliseconds since the epoch, within the calendar; raises `UsageError`."""
     try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
+        moment = dt.datetime.fromtimestamp(int(text) / 1000, dt.UTC) if text.isdecimal() else dt.datetime.fromisoformat(text)
+    except (ValueError, OverflowError, OSError):
         raise UsageError(f"{text!r} is no time", advice="write 2026-11-21T10:00:00Z, or milliseconds") from None
     if moment.tzinfo is None:
         raise UsageError(f"{text!r} has no time zone", advice="end it with Z for UTC, or with an offset such as +01:00")
-    return int(moment.timestamp() * 1000)
+    return int(text) if text.isdecimal() else int(moment.timestamp() * 1000)
 
 
 def _words(time: int) -> str:
@@ -181,12 +189,12 @@ def _tell(output: Output, found: Trace) -> None:
     before, late = found.split()
     output.plain(f"{name}key {found.key}")
     output.plain(
-        f"{len(found.proven)} signatures in blocks 0 to {found.height}, {len(found.claimed)} in journals alone."
+        f"{_number(len(found.proven), 'signature')} in blocks 0 to {found.height}, {len(found.claimed)} in journals alone."
     )
     _table(output, "what the chain proves" if found.suspected is None else "before the suspected time", before)
     if found.suspected is not None:
         _table(output, f"in doubt: from {_words(found.suspected)} on", late)
-        output.plain(f"{len(found.touched)} transactions are touched by signatures in doubt.")
+        output.plain(f"Touched by signatures in doubt: {_number(len(found.touched), 'transaction')}.")
     if found.claimed:
         rows: list[list[object]] = [
             [each.device, each.number, _words(each.time), each.purpose] for each in found.claimed
@@ -207,3 +215,7 @@ def _document(found: Trace) -> dict[str, Any]:
     document: dict[str, Any] = msgspec.to_builtins(found)
     before, late = found.split()
     return document | {"before": len(before), "in_doubt": len(late), "touched": found.touched}
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 
+from hsm_endorser.custody.statement import AuditOrder
 from hsm_endorser.device import Device
 from hsm_endorser.doors import Doors
 from hsm_endorser.errors import (
@@ -22,7 +23,9 @@ from hsm_endorser.errors import (
 from hsm_endorser.metrics import Metrics
 from hsm_endorser.operator import DRAIN_SECONDS, Operator
 from hsm_endorser.readiness import Health
+from hsm_endorser.rotation import KeyOrder, Made, Rotated, RotationOrder
 from protocol import canonical
+from protocol.envelope import Envelope
 from protocol.errors import ProtocolError
 from protocol.messages import (
     MAX_BATCH_BYTES,
@@ -83,7 +86,7 @@ def create_app(device: Device, doors: Doors, health: Health, metrics: Metrics) -
     async def sign_crl(request: Request) -> Response:
         """Sign a certificate revocation list with the CA's key."""
         with device.gate.passing():
-            return _answer(Signed(await doors.sign_crl(await _body(request, _crl_decoder))))
+            return _answer(Signed(await doors.sign_crl(await _body(request, _crl_decoder, MAX_BATCH_BYTES))))
 
     @app.post("/v1/sign-registration", **_door(SignRegistration, Signed))
     async def sign_registration(request: Request) -> Response:
@@ -111,6 +114,9 @@ def create_control_app(operator: Operator, health: Health, metrics: Metrics) -> 
     app.add_exception_handler(DeviceError, _on_device_error)
     app.add_exception_handler(ProtocolError, _on_malformed)
     app.router.routes.extend(operations.routes(metrics.registry, health.readiness))
+
+    _add_key_routes(app, operator)
+    _add_audit_route(app, operator)
 
     async def state() -> Response:
         return _answer(await health.status())
@@ -157,6 +163,33 @@ def create_control_app(operator: Operator, health: Health, metrics: Metrics) -> 
     return app
 
 
+def _add_key_routes(app: FastAPI, operator: Operator) -> None:
+    """What an operator does about keys."""
+
+    @app.post("/v1/rotations", **_door(RotationOrder, Rotated, _ANY_JSON))
+    async def rotations(request: Request) -> Response:
+        """Make a new key on the token, and have the old one and the new one announce it (K-12).
+
+        The same order again is about the same new key, until that is in the registry.
+        """
+        return _answer(await operator.rotations.announce(await _order(request, _rotation_decoder)))
+
+    @app.post("/v1/keys", **_door(KeyOrder, Made, _ANY_JSON))
+    async def keys(request: Request) -> Response:
+        """Make a key for a holder by the strict template, or find the one that was made and is not registered."""
+        return _answer(await operator.rotations.make(await _order(request, _key_decoder)))
+
+
+def _add_audit_route(app: FastAPI, operator: Operator) -> None:
+    """What an operator asks about the token."""
+
+    @app.post("/v1/audit", **_door(AuditOrder, Envelope))
+    async def audit(request: Request) -> Response:
+        """Audit the token by attack, beside the work of the device: the statement, signed by the identity key (K-6)."""
+        order = await _body(request, _audit_decoder)
+        return _answer(await operator.auditor.audit(order.read(), read_only=order.read_only))
+
+
 class PinChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `/v1/change-pin`."""
 
@@ -169,6 +202,14 @@ class PinChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def _body(request: Request, decoder: "msgspec.json.Decoder[T]", limit: int = canonical.MAX_BYTES) -> T:
     return canonical.decode(await request.body(), decoder, limit=limit)
+
+
+async def _order(request: Request, decoder: "msgspec.json.Decoder[T]") -> T:
+    """An operator's order: any JSON will do, since nobody signs these bytes."""
+    try:
+        return decoder.decode(await request.body())
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProblemError(422, "malformed", str(error)) from None
 
 
 def _answer(value: object) -> Response:
@@ -186,6 +227,10 @@ async def _on_device_error(_request: Request, error: Exception) -> Response:
 async def _on_malformed(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ProtocolError)  # noqa: S101
     return problem.problem_response(ProblemError(400, error.code, str(error)).problem)
+
+
+_CANONICAL: Final = "Canonical JSON (RFC 8785): other encodings of the same value are refused."
+_ANY_JSON: Final = "JSON; nobody signs these bytes."
 
 
 def _refusal(description: str) -> dict[str, Any]:
@@ -226,9 +271,8 @@ def _responses(kind: type) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": kind.__doc__ or "", "content": {JSON: {"schema": _schema(kind)}}}}
 
 
-def _door(body: type | None, answer: type) -> dict[str, Any]:
+def _door(body: type | None, answer: type, described: str = _CANONICAL) -> dict[str, Any]:
     schema = _schema(body) if body else {"type": "object", "description": "a block; see the block format"}
-    described = "Canonical JSON (RFC 8785): other encodings of the same value are refused."
     content = {"required": True, "description": described, "content": {JSON: {"schema": schema}}}
     return {
         "response_class": Response,
@@ -237,6 +281,9 @@ def _door(body: type | None, answer: type) -> dict[str, Any]:
     }
 
 
+_rotation_decoder = msgspec.json.Decoder(RotationOrder)
+_key_decoder = msgspec.json.Decoder(KeyOrder)
+_audit_decoder = msgspec.json.Decoder(AuditOrder)
 _pin_change_decoder = msgspec.json.Decoder(PinChange)
 _endorse_decoder = msgspec.json.Decoder(EndorseRequest)
 _certificate_decoder = msgspec.json.Decoder(SignCertificate)

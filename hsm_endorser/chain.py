@@ -62,6 +62,11 @@ class Chain:
         return self._replica.height
 
     @property
+    def time(self) -> int:
+        """The last block's time, in milliseconds since the epoch."""
+        return self._replica.time
+
+    @property
     def registry(self) -> RegistryView:
         """What is in force for the next block; a value that never changes."""
         return self._replica.registry

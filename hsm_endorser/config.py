@@ -13,18 +13,20 @@ environment = {SOFTHSM2_CONF = "softhsm2.conf"}
 deadline_ms = 1000
 
 `control = "unix:control.sock"` opens the operator's listener (drain, resume, unlock, PIN change); a token whose URI
-names no pin-source needs it.
+names no pin-source needs it. `warn_days = [30, 7, 1]` says when it is warned of keys that are about to expire.
 """
 
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 import pydantic
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo
 
 from hsm_endorser.errors import ConfigError, UriError
+from hsm_endorser.lifetimes import WARN_DAYS
 from hsm_endorser.token import TokenConfig
 from hsm_endorser.uri import TokenUri
+from hsm_endorser.worker_messages import RSA_BITS
 from transport.settings import Name, ResolvedAddress, ResolvedPath, Settings, SettingsError, read
 
 PATH_VARIABLES: Final = frozenset({"SOFTHSM2_CONF"})
@@ -51,6 +53,8 @@ class TokenSettings(Settings):
     """How long one call to the token may take; whoever asks the device waits one and a half times that at most."""
     start_ms: Annotated[int, Field(ge=500, le=120_000)] = 5000
     """How long loading the module, finding the token and logging in may take."""
+    rsa_bits: Literal[2048, 3072, 4096] = RSA_BITS
+    """The size of a new RSA key; some tokens make 2048 bits only."""
 
     @pydantic.field_validator("environment")
     @classmethod
@@ -73,6 +77,10 @@ class Config(Settings):
     token: TokenSettings
     control: ResolvedAddress | None = None
     """The operator's own door: a Unix socket."""
+    warn_days: Annotated[tuple[Annotated[int, Field(ge=1, le=3650)], ...], Field(min_length=1, max_length=10)] = (
+        WARN_DAYS
+    )
+    """So many days before a key expires, it is warned of, each time more urgently."""
 
     @pydantic.model_validator(mode="after")
     def _check_control(self) -> Self:
@@ -93,6 +101,7 @@ class Config(Settings):
             environment=self.token.environment,
             seconds=self.token.deadline_ms / 1000,
             start_seconds=self.token.start_ms / 1000,
+            rsa_bits=self.token.rsa_bits,
             note=self.guard.with_name(f"{self.guard.name}.out-of-service"),
         )
 

@@ -14,7 +14,9 @@ from protocol.endorsement import Vote
 
 KEYS_PER_QUERY: Final = 400
 
-Purpose = Literal["head", "header", "certificate", "crl", "registration", "challenge", "statement"]
+Purpose = Literal[
+    "head", "header", "certificate", "crl", "registration", "challenge", "statement", "rotation", "generation"
+]
 VoteKey = tuple[str, str]
 """Node and transaction id; the network is the guard's own."""
 
@@ -27,7 +29,10 @@ class VoteRecord(msgspec.Struct, frozen=True):
 
 
 class JournalEntry(msgspec.Struct, frozen=True):
-    """A signature about to be made: what for, by which key, and the SHA-256 of the bytes that it covers."""
+    """A signature about to be made: what for, by which key, and the SHA-256 of the bytes that it covers.
+
+    For a key that is about to be generated, `key` is its CKA_ID (hexadecimal): it has no other id yet.
+    """
 
     purpose: Purpose
     key: KeyId

@@ -1,4 +1,4 @@
-"""What an operator may do with a running device: drain, resume, unlock, release, change the PIN.
+"""What an operator may do with a running device: drain, resume, unlock, release, change the PIN, make keys, audit.
 
 Nobody else reaches it: the control listener is a Unix socket of mode 0600 (see `docs/operations.md`).
 
@@ -20,9 +20,11 @@ from typing import Final
 
 import structlog
 
+from hsm_endorser.custody.statement import Auditor
 from hsm_endorser.errors import PinFileError
 from hsm_endorser.gate import Gate
 from hsm_endorser.pin import checked
+from hsm_endorser.rotation import Rotations
 from hsm_endorser.signing import GuardedToken
 from hsm_endorser.worker_messages import Pin
 
@@ -34,9 +36,13 @@ log = structlog.get_logger()
 class Operator:
     """The operator's acts on one device. All raise `DeviceError`."""
 
-    def __init__(self, gate: Gate, signer: GuardedToken) -> None:
+    def __init__(self, gate: Gate, signer: GuardedToken, rotations: Rotations, auditor: Auditor) -> None:
         self._gate = gate
         self._signer = signer
+        self.auditor = auditor
+        """Audits the token (see `custody.statement`), while the device works or stands drained."""
+        self.rotations = rotations
+        """Makes and announces keys (see `rotation`); a drained device does so, too."""
 
     async def drain(self, seconds: float = DRAIN_SECONDS) -> None:
         """Take nothing new; returns when nothing is under way any more."""

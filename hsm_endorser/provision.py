@@ -15,19 +15,16 @@ from typing import Any, Final
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cryptography.x509.oid import NameOID
 
-from hsm_endorser import der
 from hsm_endorser.config import Config
-from hsm_endorser.errors import TokenQuarantinedError, UnknownKeyError
+from hsm_endorser.errors import TokenQuarantinedError, TokenStoppedError, UnknownKeyError
 from hsm_endorser.guard import Guard
 from hsm_endorser.signing import GuardedToken
 from hsm_endorser.token import IDENTITY_LABEL
 from protocol import block as blocks
-from protocol import registry
+from protocol import registry, x509_tbs
 from protocol.block import Block
 from protocol.envelope import Envelope, pae
 from protocol.keys import PublicKey, Scheme
@@ -44,24 +41,33 @@ class Provisioned(msgspec.Struct, frozen=True):
 
     token: registry.Token
     keys: dict[str, PublicKey]
+    left_out: dict[str, tuple[str, ...]] = {}
+    """By label, what the token did not take of the template of a key that was generated."""
 
 
 async def provision(config: Config, network: str, wanted: Iterable[Wanted]) -> Provisioned:
     """Create the device's guard, and generate the wanted keys on its token by the strict template (K-1, E-20).
 
-    An `identity` key (ECDSA P-256) is made as well, unless `wanted` names it with another scheme. Keys that are
-    there already under their label are kept. Raises `GuardError` when there is a guard, or `TokenError`.
+    An `identity` key (ECDSA P-256) is made as well, unless `wanted` names it with another scheme. A token that holds
+    a key under one of the labels is refused: nobody knows who made it, and who has a copy. Raises `GuardError` when
+    there is a guard, or `TokenError`.
     """
     schemes: dict[str, Scheme] = {IDENTITY_LABEL: "ecdsa-p256-sha256", **dict(wanted)}
     guard = Guard.create(config.guard, network=network, device=config.name)
     async with _signing(guard, config) as signer:
         token = signer.token
+        taken = sorted({key.label for key in token.keys.values()} & schemes.keys())
+        if taken:
+            raise TokenStoppedError(
+                f"the token holds keys labelled {', '.join(taken)} already, which this device has not made; take an "
+                "empty token, or initialise this one anew"
+            )
         for label, scheme in schemes.items():
-            if not any(key.label == label for key in token.keys.values()):
-                await token.generate(label, scheme)
+            await token.generate(label, scheme)
         if token.info is None:
             raise TokenQuarantinedError("the token did not say which one it is")
-        return Provisioned(token.info, {key.label: key.public_key for key in token.keys.values()})
+        left_out = {token.keys[each].label: tuple(map(str, parts)) for each, parts in token.left_out.items()}
+        return Provisioned(token.info, {key.label: key.public_key for key in token.keys.values()}, left_out)
 
 
 async def issue_ca_certificate(config: Config, network: str, label: str, name: str) -> bytes:
@@ -69,9 +75,11 @@ async def issue_ca_certificate(config: Config, network: str, label: str, name: s
     guard = Guard.open(config.guard, network=network, device=config.name)
     async with _signing(guard, config) as signer:
         key = _labelled(signer, label)
-        tbs = _ca_tbs(key, x509.Name([_attribute(NameOID.COMMON_NAME, f"{network} {name}")]))
+        begins = dt.datetime.now(tz=dt.UTC).replace(microsecond=0)
+        subject = x509.Name([_attribute(NameOID.COMMON_NAME, f"{network} {name}")])
+        tbs = ca_tbs(key, subject, begins=begins - BACKDATED, ends=begins + CA_VALIDITY)
         signature = await signer.sign("certificate", key.id, tbs)
-        return der.wrap(tbs, key.scheme, signature.sig)
+        return x509_tbs.wrap(tbs, key.scheme, signature.sig)
 
 
 async def sign_genesis(config: Config, draft: Block, label: str) -> Block:
@@ -109,10 +117,9 @@ def _attribute(oid: x509.ObjectIdentifier, value: str) -> x509.NameAttribute[str
     return x509.NameAttribute(oid, value)
 
 
-def _ca_tbs(key: PublicKey, subject: x509.Name) -> bytes:
+def ca_tbs(key: PublicKey, subject: x509.Name, *, begins: dt.datetime, ends: dt.datetime) -> bytes:
     """What is to be signed for a CA's own certificate (RFC 5280, section 4.1)."""
     public: Any = load_der_public_key(key.spki)
-    now = dt.datetime.now(tz=dt.UTC).replace(microsecond=0)
     own = x509.SubjectKeyIdentifier.from_public_key(public)
     builder = (
         x509.CertificateBuilder()
@@ -120,68 +127,15 @@ def _ca_tbs(key: PublicKey, subject: x509.Name) -> bytes:
         .issuer_name(subject)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATED)
-        .not_valid_after(now + CA_VALIDITY)
+        .not_valid_before(begins)
+        .not_valid_after(ends)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_CERTIFIES, critical=True)
         .add_extension(own, critical=False)
     )
-    algorithm = None if key.scheme == "ed25519" else hashes.SHA256()
-    return builder.sign(_STAND_INS[key.scheme](public), algorithm).tbs_certificate_bytes
+    return x509_tbs.tbs_certificate(builder, key)
 
 
-class _StandIn:
-    """Where `cryptography` wants a private key to build a certificate: this one has none, and signs nothing.
-
-    It is there for the bytes to be signed; the signature comes from the token.
-    """
-
-    def __init__(self, public: Any) -> None:
-        self._public = public
-
-    def public_key(self) -> Any:
-        return self._public
-
-    def sign(self, *_arguments: Any) -> bytes:
-        return b"\0"
-
-    @property
-    def curve(self) -> Any:
-        return self._public.curve
-
-    @property
-    def key_size(self) -> int:
-        return int(self._public.key_size)
-
-    def _absent(self, *_arguments: Any, **_options: Any) -> Any:
-        raise TypeError("the private key lives on the token")
-
-    decrypt = exchange = private_numbers = private_bytes = private_bytes_raw = _absent
-
-    def __copy__(self) -> Any:
-        return self
-
-    def __deepcopy__(self, _memo: Any) -> Any:
-        return self
-
-
-class _StandInEc(_StandIn, ec.EllipticCurvePrivateKey):
-    pass
-
-
-class _StandInRsa(_StandIn, rsa.RSAPrivateKey):
-    pass
-
-
-class _StandInEd25519(_StandIn, ed25519.Ed25519PrivateKey):
-    pass
-
-
-_STAND_INS: Final[dict[Scheme, type[_StandInEc | _StandInRsa | _StandInEd25519]]] = {
-    "ecdsa-p256-sha256": _StandInEc,
-    "rsa-pkcs1-sha256": _StandInRsa,
-    "ed25519": _StandInEd25519,
-}
 _CERTIFIES: Final = x509.KeyUsage(
     digital_signature=True,  # it signs registrations, too
     content_commitment=False,

@@ -6,7 +6,7 @@
      3. it is for this network, and a whitelisted client signed it
     Whose word is asked for
      4. each node asked is one that the policy names, whose key in force the registry places on this device, and
-        the token holds that key
+        the token holds that key; of several keys the newest signs (requirements K-5, K-12 to K-14)
      5. it is not older than a guard that was re-initialised
     The word itself
      6. what executing it on this device's replica comes to: "valid" approves, any other code rejects
@@ -34,8 +34,9 @@ from protocol.block import VALID
 from protocol.canonical import KeyId
 from protocol.endorsement import Vote, approval
 from protocol.errors import BadSignatureError, ProtocolError
-from protocol.keys import PublicKey
+from protocol.keys import PublicKey, key_id
 from protocol.messages import Failure, Proposal
+from protocol.registry import NodeKey
 from protocol.transaction import Transaction
 
 NO_FINAL_WORD: Final = frozenset({"expired", "not-yet-valid"})
@@ -146,24 +147,43 @@ def _signing_keys(case: Case, replica: Replica, bench: Bench) -> dict[str, KeyId
 
 
 def _key_in_force(node: str, replica: Replica, bench: Bench) -> KeyId:
-    """The newest key of the node that is on this device, on its token, and counts in the next block."""
-    entry = replica.registry.node(node)
-    registered = sorted(entry.keys, key=lambda each: -each.since) if entry else []
-    why = f"node {node} has no key on device {bench.device}"
-    for each in registered:
-        if each.device != bench.device:
-            continue
-        key_id = PublicKey.load(each.key).id
-        if key_id not in bench.keys:
-            why = f"key {key_id[:16]}… of node {node} is not on this device's token"
+    """The newest key of the node that is on this device, on its token, and counts in the next block.
+
+    When none does, the newest one that was ever to count says why.
+    """
+    registry, height, time = replica.registry, replica.height + 1, replica.time
+    entry = registry.node(node)
+    here = [each for each in entry.keys if each.device == bench.device] if entry else []
+    reasons: list[_NoVoteError] = []
+    for each in sorted(here, key=lambda each: -each.since):
+        own = PublicKey.load(each.key).id
+        if own not in bench.keys:
+            reasons.append(
+                _NoVoteError("not-assigned", f"key {own[:16]}… of node {node} is not on this device's token")
+            )
             continue
         try:
-            replica.registry.node_key(node, key_id, device=bench.device, height=replica.height + 1, time=replica.time)
+            registry.node_key(node, own, device=bench.device, height=height, time=time)
         except RegistryError as error:
-            why = str(error)
+            reasons.append(_lapsed(node, each, str(error), registry, height=height, time=time))
             continue
-        return key_id
-    raise _NoVoteError("not-assigned", why)
+        return own
+    raise reasons[0] if reasons else _NoVoteError("not-assigned", f"node {node} has no key on device {bench.device}")
+
+
+def _lapsed(node: str, key: NodeKey, why: str, registry: RegistryView, *, height: int, time: int) -> _NoVoteError:
+    """A registered key that does not count now, and what to do about it. Unsigned: another key may do tomorrow."""
+    device = registry.device(key.device)
+    if registry.revocation(key_id(key.key)) or (device and registry.revocation(key_id(device.identity))):
+        return _NoVoteError("revoked", f"{why}; it signs nothing more")
+    if height < key.since or time < key.not_before:
+        return _NoVoteError("not-assigned", why)
+    if key.lapse(height, time):
+        advice = f"let the administrators register a new key: hsm-endorser key rotate --unannounced node/{node}"
+        return _NoVoteError("key-expired", f"{why}; {advice}")
+    if registry.device_lapse(key.device, height=height, time=time):
+        return _NoVoteError("key-expired", f"{why}; put another in its place: hsm-endorser device replace {key.device}")
+    return _NoVoteError("tier-too-low", f"{why}; audit the device: hsm-endorser custody audit")
 
 
 def _rule(case: Case, code: str, keys: Mapping[str, KeyId], recorded: Mapping[VoteKey, Vote]) -> Ruling:

@@ -1,21 +1,30 @@
-"""The one way to a signature: the guard records it durably, then the token makes it (requirement K-10)."""
+"""The one way to a signature: the guard records it durably, then the token makes it (requirement K-10).
+
+The one way to a further key, too: which one is about to be made stands in the guard's journal first.
+"""
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from hsm_endorser.errors import GuardError, TokenUnavailableError, UnknownKeyError
 from hsm_endorser.guard import Guard
 from hsm_endorser.guard_records import JournalEntry, Purpose, VoteRecord
 from hsm_endorser.metrics import Metrics
-from hsm_endorser.token import Pinned, Token, TokenConfig
+from hsm_endorser.token import KEY_ID_BYTES, Pinned, Token, TokenConfig
+from hsm_endorser.token_key import TokenKey
 from protocol.canonical import KeyId
 from protocol.envelope import Signature
-from protocol.keys import PublicKey, signing_input
+from protocol.keys import PublicKey, Scheme, signing_input
 
 T = TypeVar("T")
+
+BEFORE_USE: Final[frozenset[Purpose]] = frozenset({"challenge", "rotation", "certificate"})
+"""What a key signs before anybody relies on it; with "certificate" a CA's new key has certified itself."""
+JOURNAL_PAGE: Final = 200
 
 
 class GuardedToken:
@@ -102,6 +111,33 @@ class GuardedToken:
         entry = _entry("challenge", key_id, message)
         await self.in_guard_thread(lambda: self.guard.record(journal=[entry]))
 
+    async def generate(self, label: str, holder: str, scheme: Scheme) -> TokenKey:
+        """A new key for a holder (`node/A`), made by the strict template and challenged; raises as `sign` does.
+
+        After a crash or a deadline anywhere in here, `made_for` finds the key if the token has made it.
+        """
+        handle = secrets.token_bytes(KEY_ID_BYTES)
+        entry = _generation(holder, handle)
+        await self.in_guard_thread(lambda: self.guard.record(journal=[entry]))
+        return await self.token.generate(label, scheme, handle)
+
+    async def made_for(self, holder: str) -> list[TokenKey]:
+        """The keys on the token that this device has made for a holder and not used, whatever their labels say."""
+        keys = list(self.token.keys.values())
+        return await self.in_guard_thread(lambda: [key for key in keys if self._is_unused(key, holder)])
+
+    def _is_unused(self, key: TokenKey, holder: str) -> bool:
+        """In the guard's thread."""
+        made = _generation(holder, key.handle)
+        if all(row.entry != made for row in self.guard.journal(key=made.key)):
+            return False
+        after = 0
+        while rows := self.guard.journal(key=key.public_key.id, after=after, limit=JOURNAL_PAGE):
+            if any(row.entry.purpose not in BEFORE_USE for row in rows):
+                return False
+            after = rows[-1].number
+        return True
+
     async def _sign(self, key_id: KeyId, message: bytes) -> Signature:
         key = self._require(key_id)
         (signature,) = await self.token.sign(key_id, [signing_input(key.scheme, message)])
@@ -116,3 +152,9 @@ class GuardedToken:
 
 def _entry(purpose: Purpose, key_id: KeyId, message: bytes) -> JournalEntry:
     return JournalEntry(purpose, key_id, hashlib.sha256(message).hexdigest())
+
+
+def _generation(holder: str, handle: bytes) -> JournalEntry:
+    """The entry for a key that is about to be made, under the only name that it has by then."""
+    digest = hashlib.sha256(b"generation\0" + holder.encode() + b"\0" + handle).hexdigest()
+    return JournalEntry("generation", KeyId(handle.hex()), digest)

@@ -39,6 +39,7 @@ from hsm_endorser.worker_messages import (
     Failed,
     Generate,
     Generated,
+    LeftOut,
     Pin,
     PinSet,
     Reply,
@@ -84,6 +85,8 @@ class Token:
         self.info: registry.Token | None = None
         self.problems: tuple[str, ...] = ()
         """Keys on the token that cannot be used, and why."""
+        self.left_out: dict[KeyId, tuple[LeftOut, ...]] = {}
+        """What the token did not take of the template of keys that were generated here, where it did not take all."""
         self.restarts = 0
         self.signatures = 0
         """Signatures that the token made for this process, challenges included."""
@@ -193,11 +196,14 @@ class Token:
             await self.journal(key_id, message)
         await self.sign(key_id, [signing_input(key.public_key.scheme, message)])
 
-    async def generate(self, label: str, scheme: Scheme) -> TokenKey:
-        """Generate a key pair by the strict template (requirement K-1) and let it answer a challenge."""
+    async def generate(self, label: str, scheme: Scheme, handle: bytes | None = None) -> TokenKey:
+        """Generate a key pair by the strict template (requirement K-1) and let it answer a challenge.
+
+        `handle` is its CKA_ID, by chance unless it is given.
+        """
         if label == IDENTITY_LABEL and self.identity is not None:
             raise TokenRefusedError("DuplicateKey", "the token has an identity key, which never changes")
-        request = Generate(label, scheme, secrets.token_bytes(KEY_ID_BYTES))
+        request = Generate(label, scheme, handle or secrets.token_bytes(KEY_ID_BYTES), self.config.rsa_bits)
         reply = await self._call(request, GENERATE_SECONDS)
         if not isinstance(reply, Generated):
             raise await self._quarantine("it answered the generation of a key with something else")
@@ -206,6 +212,10 @@ class Token:
         except UnacceptableKeyError as error:
             raise TokenRefusedError("BadPublicKey", str(error)) from None
         self.keys[key.public_key.id] = key
+        if reply.left_out:
+            self.left_out[key.public_key.id] = tuple(reply.left_out)
+            parts = [str(each) for each in reply.left_out]
+            log.warning("the token did not take the whole template of a key", key=label, left_out=parts)
         await self.challenge(key.public_key.id)
         return key
 

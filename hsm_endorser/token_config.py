@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from hsm_endorser.uri import TokenUri
+from hsm_endorser.worker_messages import RSA_BITS
 from protocol import registry
 from protocol.canonical import KeyId
 
@@ -25,6 +26,8 @@ class TokenConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Deadline of one call. Whoever asks the device has an answer after `PATIENCE` times this."""
     start_seconds: float = 5.0
     """Deadline of loading the module, finding the token and logging in."""
+    rsa_bits: int = RSA_BITS
+    """The size of a new RSA key."""
     note: Path | None = None
     """Where it is kept that the token must not be used."""
 

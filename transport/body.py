@@ -13,8 +13,8 @@ SHARED_BYTES: Final = 8 * MAX_BATCH_BYTES
 """Room for all large bodies of a listener together: many that come at once, or never end, must not fill the memory."""
 SMALL_BYTES: Final = 64 << 10
 """A body up to this size needs none of the shared room, so that large ones cannot keep single transactions out."""
-BATCH_SUFFIXES: Final = (":batch", "/endorse", "/sign-header")
-"""Paths that take a batch or a block end like this; all others take a single message."""
+BATCH_SUFFIXES: Final = (":batch", "/endorse", "/sign-header", "/sign-crl")
+"""Paths that take a batch, a block or a list end like this; all others take a single message."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

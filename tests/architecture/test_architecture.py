@@ -74,11 +74,25 @@ def test_a_room_imports_what_stands_before_it(room: str) -> None:
 
 
 @pytest.mark.requirement("K-8")
-def test_one_file_knows_pkcs11() -> None:
-    """The worker process of a token, and the room that makes tokens for tests."""
+def test_two_programs_know_pkcs11() -> None:
+    """The worker that signs, the probe worker that attacks (ADR 6), and the room that makes tokens for tests."""
     knowing = [path for path in _modules(*ROOMS) if "pkcs11" in _tops(path)]
     others = [name for name in _named(knowing) if not name.startswith("softhsm/")]
-    assert others == ["hsm_endorser/token_worker.py"]
+    assert others == ["hsm_endorser/custody/probe_worker.py", "hsm_endorser/token_worker.py"]
+
+
+@pytest.mark.requirement("K-8")
+def test_what_signs_does_not_know_the_probe_worker() -> None:
+    """What can do a token harm is used by audits: no module of a service speaks to it itself."""
+    knowing = _named(
+        [
+            path
+            for path in _modules(*SERVICES)
+            if any(name.startswith("hsm_endorser.custody.probe") for name in _imports(path))
+        ]
+    )
+    assert knowing
+    assert [name for name in knowing if Path(name).parent.name not in {"custody", "compliance"}] == []
 
 
 def test_fastapi_stands_in_app_files_alone() -> None:
@@ -103,6 +117,7 @@ def test_arguments_and_environment_are_read_in_one_place() -> None:
 
 
 READS_ENVIRONMENT = {
+    "hsm_endorser/custody/probe_worker.py": "a process of its own, as the token worker is",
     "hsm_endorser/token_worker.py": "a process of its own: its parent names the inherited socket in an argument",
     "softhsm/tokens.py": "hands the environment on to softhsm2-util",
 }
@@ -140,8 +155,7 @@ def test_software_keys_are_their_owners_alone() -> None:
 
 
 NAMES_PRIVATE_KEYS = {
-    "hsm_endorser/provision.py": "X.509 builders ask for a private key: a stand-in that signs on the token",
-    "management/certificate.py": "X.509 builders ask for a private key: a stand-in for which a device signs",
+    "protocol/x509_tbs.py": "X.509 builders ask for a private key: a stand-in that has none; a token signs",
 }
 """Modules that name a private key type of `cryptography` without holding one, each with its reason."""
 
@@ -197,7 +211,7 @@ def test_connections_and_listeners_are_opened_in_one_room() -> None:
 
 
 OPENS_SOCKETS = {
-    "hsm_endorser/token_worker.py": "the inherited end of a socket pair, between two processes of one service",
+    "hsm_endorser/worker_program.py": "the inherited end of a socket pair, between two processes of one service",
     "hsm_endorser/worker_process.py": "makes that socket pair",
     "cli/api.py": "looks whether anybody listens at a Unix socket, to say so clearly",
 }

@@ -79,6 +79,7 @@ def test_a_pin_is_changed_while_the_network_runs(network: RunningNetwork) -> Non
     assert pin.read_text() == f"{NEW_PIN}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("S-6")
 def test_a_device_without_a_pin_file_is_unlocked(network: RunningNetwork) -> None:
     """After a restart it is locked; a wrong PIN is refused with the reason; the right one opens it."""
@@ -100,6 +101,7 @@ def test_a_device_without_a_pin_file_is_unlocked(network: RunningNetwork) -> Non
     assert "wrong-pin-9876" not in logs
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("K-9")
 def test_a_swapped_token_stays_out_until_an_operator_has_looked(network: RunningNetwork) -> None:
     """Another token of the same name: quarantined over restarts; the right one back and released: ready."""

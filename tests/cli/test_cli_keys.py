@@ -1,5 +1,6 @@
 """Clients' software keys: their files, and what they sign."""
 
+import errno
 import stat
 from pathlib import Path
 
@@ -37,6 +38,36 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is a key at"):
         SoftwareKey.create(tmp_path / "alice.key")
     assert SoftwareKey.load(tmp_path / "alice.key").public == first.public
+
+
+@pytest.mark.requirement("K-12")
+def test_a_key_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When writing fails, nothing bears the key's name, so that the next attempt is not refused or misled."""
+    path = tmp_path / "admin.key.new"
+    with monkeypatch.context() as patched:
+        patched.setattr(keys.os, "fsync", _fails)
+        with pytest.raises(OSError, match="No space left"):
+            SoftwareKey.create(path)
+    assert list(tmp_path.iterdir()) == []
+    assert SoftwareKey.create(path).public == SoftwareKey.load(path).public
+
+
+def test_a_stick_without_links_takes_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system knows no links, a key is created as well, and none is overwritten."""
+
+    def link(_self: Path, _target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", link)
+    created = SoftwareKey.create(tmp_path / "anna.key")
+    with pytest.raises(UsageError, match="there is a key at"):
+        SoftwareKey.create(tmp_path / "anna.key")
+    assert SoftwareKey.load(tmp_path / "anna.key").public == created.public
+    assert [path.name for path in tmp_path.iterdir()] == ["anna.key"]
+
+
+def _fails(_descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.requirement("S-6")

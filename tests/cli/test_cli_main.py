@@ -1,5 +1,8 @@
 """The command line itself: help, usage errors, exit codes, `--json`."""
 
+import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -186,3 +189,12 @@ def test_a_moved_network_is_refused_with_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="moved or copied") as refusal:
         services(tmp_path / "net", read_network(tmp_path / "net"))
     assert str(device / "tokens") in (refusal.value.advice or "")
+
+
+def test_what_a_token_says_is_no_part_of_the_answer() -> None:
+    """A warning that is logged on the way goes to standard error: standard output is one JSON document."""
+    code = "import structlog\nfrom cli.main import main\nmain(['network', 'status', '/absent', '--json'])\n"
+    code += "structlog.get_logger().warning('left out')\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert json.loads(done.stdout)["error"]["reason"].startswith("/absent is no network folder")
+    assert "left out" in done.stderr

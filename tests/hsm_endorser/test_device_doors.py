@@ -8,18 +8,21 @@ import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hsm_endorser import der
 from protocol import block as blocks
-from protocol import canonical, transaction
+from protocol import canonical, renewal, rotation, transaction, x509_tbs
 from protocol.block import Block
 from protocol.envelope import Envelope, pae
 from protocol.messages import SignCertificate, SignCrl, Signed, SignRegistration
+from protocol.registry import Node, NodeKey, Registrar, Revocation
 from protocol.transaction import TransactionPayload
 from tests import software_keys
-from tests.hsm_endorser.device_world import RunningDevice, World, running
+from tests.chain_builder import builtins
+from tests.hsm_endorser.device_world import NAME, RunningDevice, World, running
+from tests.software_keys import SoftwareKey
 
 NOW = dt.datetime.now(tz=dt.UTC).replace(microsecond=0)
 DAY = dt.timedelta(days=1)
@@ -136,16 +139,30 @@ def certificate(world: World, **changed: Any) -> x509.Certificate:
         .subject_name(changed.get("subject", common_name))
         .issuer_name(changed.get("issuer", ca.subject))
         .public_key(changed.get("key", CLIENT).private.public_key())
-        .serial_number(7)
+        .serial_number(changed.get("serial", serial(world, changed.get("key", CLIENT))))
         .not_valid_before(changed.get("begins", NOW - DAY))
         .not_valid_after(changed.get("ends", NOW + 100 * DAY))
     )
     basic = changed.get("basic", x509.BasicConstraints(ca=False, path_length=None))
     if basic:
         builder = builder.add_extension(basic, critical=True)
+    purposes = changed.get("purposes", [ExtendedKeyUsageOID.CLIENT_AUTH])
+    if purposes:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
     for extension, critical in changed.get("extensions", ()):
         builder = builder.add_extension(extension, critical=critical)
     return builder.sign(IMPOSTOR.private, changed.get("hash", hashes.SHA256()))
+
+
+def serial(world: World, key: Any) -> int:
+    """The serial number that a certificate of this key has to have."""
+    spki = key.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return x509_tbs.serial_number(world.keys["ca/ca"].id, hashlib.sha256(spki).hexdigest())
+
+
+def named(*parts: tuple[x509.ObjectIdentifier, str]) -> x509.Name:
+    """A subject."""
+    return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts])
 
 
 def usage(*, cert_sign: bool) -> x509.KeyUsage:
@@ -181,6 +198,18 @@ async def test_a_clients_certificate_is_signed(world: World, device: RunningDevi
         ({"begins": NOW + DAY}, "not-valid-now"),
         ({"begins": NOW - 3 * DAY, "ends": NOW - DAY}, "not-valid-now"),
         ({"hash": hashes.SHA384()}, "wrong-algorithm"),
+        ({"serial": 7}, "wrong-serial"),
+        ({"name": "c9\x00"}, "wrong-subject"),
+        ({"name": "c9\nCN=c1"}, "wrong-subject"),
+        ({"name": "ĉ9"}, "wrong-subject"),
+        ({"subject": named((NameOID.COMMON_NAME, "c9"), (NameOID.COMMON_NAME, "c1"))}, "wrong-subject"),
+        ({"subject": named((NameOID.ORGANIZATION_NAME, "node"), (NameOID.COMMON_NAME, "c9"))}, "wrong-subject"),
+        ({"purposes": []}, "wrong-purpose"),
+        ({"purposes": [ExtendedKeyUsageOID.SERVER_AUTH]}, "wrong-purpose"),
+        ({"purposes": [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.CODE_SIGNING]}, "wrong-purpose"),
+        ({"extensions": [(x509.SubjectAlternativeName([x509.DNSName("bank.example")]), False)]}, "wrong-subject"),
+        ({"extensions": [(x509.UnrecognizedExtension(NameOID.USER_ID, b"x"), False)]}, "unknown-extension"),
+        ({"extensions": [(x509.AuthorityKeyIdentifier(b"another key", None, None), False)]}, "wrong-issuer"),
     ],
 )
 async def test_other_certificates_are_refused(world: World, device: RunningDevice, changed: dict, code: str) -> None:
@@ -219,14 +248,22 @@ async def test_bytes_after_the_certificate_are_refused(world: World, device: Run
 def crl(world: World, **changed: Any) -> bytes:
     """A TBSCertList as the CA would draft it."""
     ca = x509.load_der_x509_certificate(world.enrolled.ca_certificate)
-    return (
+    builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(changed.get("issuer", ca.subject))
         .last_update(changed.get("begins", NOW - DAY))
         .next_update(changed.get("ends", NOW + 7 * DAY))
-        .sign(IMPOSTOR.private, hashes.SHA256())
-        .tbs_certlist_bytes
     )
+    for number in changed.get("serials", ()):
+        revoked = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(NOW - DAY).build()
+        builder = builder.add_revoked_certificate(revoked)
+    if "authority" in changed:
+        own = changed["authority"].extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+        builder = builder.add_extension(authority, critical=False)
+    if "extension" in changed:
+        builder = builder.add_extension(changed["extension"], critical=False)
+    return builder.sign(IMPOSTOR.private, hashes.SHA256()).tbs_certlist_bytes
 
 
 async def test_a_revocation_list_is_signed(world: World, device: RunningDevice) -> None:
@@ -254,6 +291,11 @@ async def test_other_revocation_lists_are_refused(
     assert (await ask(device, "sign-crl", SignCrl(crl(world, **changed))))[0] == code
 
 
+def milliseconds(moment: dt.datetime) -> int:
+    """A certificate's time as the registry says it."""
+    return round(moment.timestamp()) * 1000
+
+
 # --- registrations -------------------------------------------------------------------------------------------
 
 
@@ -270,6 +312,8 @@ def registration(world: World, certificate_der: bytes, **changed: Any) -> Transa
         "name": "c9",
         "key": canonical.encode(CLIENT.spki).decode().strip('"'),
         "certificate": hashlib.sha256(certificate_der).hexdigest(),
+        "not_before": milliseconds(NOW - DAY),
+        "until": milliseconds(NOW + 100 * DAY),
         **changed.pop("arguments", {}),
     }
     fields = {"client": "ca", **changed}
@@ -302,6 +346,9 @@ async def test_a_certified_client_is_registered(world: World, device: RunningDev
         ({"arguments": {"certificate": "00" * 32}}, "wrong-certificate"),
         ({"arguments": {"key": canonical.encode(IMPOSTOR.spki).decode().strip('"')}}, "wrong-key"),
         ({"arguments": {"more": 1}}, "bad-arguments"),
+        ({"arguments": {"until": milliseconds(NOW + 101 * DAY)}}, "wrong-lifetime"),
+        ({"arguments": {"not_before": 0}}, "wrong-lifetime"),
+        ({"operation": "renew_client"}, "bad-arguments"),
     ],
 )
 async def test_other_registry_transactions_are_refused(
@@ -328,6 +375,230 @@ async def test_a_registration_that_is_not_canonical_is_refused(world: World, dev
     der_bytes = await issued(world, device)
     payload = canonical.encode(registration(world, der_bytes)).replace(b'":', b'": ', 1)
     assert (await ask(device, "sign-registration", SignRegistration(payload, der_bytes)))[0] == "malformed"
+
+
+# --- renewals, nodes, services -------------------------------------------------------------------------------
+
+NEXT = software_keys.ecdsa("door client's next key")
+
+
+async def registered(world: World, device: RunningDevice) -> bytes:
+    """Client c9 is on the whitelist with CLIENT's key; its certificate."""
+    der_bytes = await issued(world, device)
+    payload = canonical.encode(registration(world, der_bytes))
+    _, answer = await ask(device, "sign-registration", SignRegistration(payload, der_bytes))
+    envelope = Envelope(payload, transaction.PAYLOAD_TYPE, (answer.signature,))
+    await device.apply(world.block([transaction.Transaction.decode(canonical.encode(envelope))]))
+    return der_bytes
+
+
+def proof(*signers: SoftwareKey, **changed: str) -> Envelope:
+    """The request of c9 for a certificate for its next key."""
+    said = {"network": "test", "client": "c9", "old": CLIENT.id, "new": NEXT.id, **changed}
+    payload = canonical.encode(renewal.RenewalRequest(**said))
+    return software_keys.envelope(renewal.PAYLOAD_TYPE, payload, list(signers or (CLIENT,)))
+
+
+@pytest.mark.requirement("E-1", "K-12")
+async def test_a_clients_next_key_is_certified_on_the_word_of_its_key(world: World, device: RunningDevice) -> None:
+    """For a client on the whitelist, another key gets a certificate with the old key's request alone."""
+    await registered(world, device)
+    tbs = certificate(world, key=NEXT).tbs_certificate_bytes
+    before = device.signatures()
+    for wrong in (
+        None,
+        proof(NEXT),
+        proof(CLIENT, NEXT),
+        proof(client="c1"),
+        proof(network="other"),
+        proof(new=IMPOSTOR.id),
+        proof(old=NEXT.id),
+    ):
+        assert (await ask(device, "sign-certificate", SignCertificate(tbs, wrong)))[0] == "bad-renewal"
+    assert device.signatures() == before
+    assert (await ask(device, "sign-certificate", SignCertificate(tbs, proof())))[0] == ""
+
+
+async def renewed(world: World, device: RunningDevice, **changed: Any) -> tuple[TransactionPayload, bytes]:
+    """The registrar's payload that puts c9's next key in the place of the old one, and the new certificate."""
+    tbs = certificate(world, key=NEXT).tbs_certificate_bytes
+    _, answer = await ask(device, "sign-certificate", SignCertificate(tbs, proof()))
+    der_bytes = der.wrap(tbs, "ecdsa-p256-sha256", answer.signature.sig)
+    signers = changed.pop("signers", [CLIENT, NEXT])
+    fields = {
+        "network": "test",
+        "holder": "client/c9",
+        "old": CLIENT.id,
+        "new": NEXT.spki,
+        "device": "",
+        "since": 0,
+        "overlap": 0,
+        "not_before": milliseconds(NOW - DAY),
+        "until": milliseconds(NOW + 100 * DAY),
+        "certificate": der_bytes,
+    }
+    payload = canonical.encode(rotation.Announcement(**{**fields, **changed}))
+    envelope = software_keys.envelope(rotation.PAYLOAD_TYPE, payload, signers)
+    arguments = {"announcement": msgspec.json.decode(canonical.encode(envelope))}
+    return world.network.payload("registry", "renew_client", arguments, client="ca"), der_bytes
+
+
+@pytest.mark.requirement("K-12", "E-1")
+async def test_a_clients_next_key_is_registered(world: World, device: RunningDevice) -> None:
+    """What both keys announced is signed, and the ledger takes it: the next key is on the whitelist. Once."""
+    await registered(world, device)
+    payload, der_bytes = await renewed(world, device)
+    body = SignRegistration(canonical.encode(payload), der_bytes)
+    code, answer = await ask(device, "sign-registration", body)
+    assert code == ""
+    envelope = Envelope(body.payload, transaction.PAYLOAD_TYPE, (answer.signature,))
+    await device.apply(world.block([transaction.Transaction.decode(canonical.encode(envelope))]))
+    assert device.parts.chain.registry.client("c9") == NEXT.public
+    assert (await ask(device, "sign-registration", body))[0] == "bad-renewal"  # the old key is not in force any more
+
+
+@pytest.mark.requirement("K-12", "S-2")
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"signers": [CLIENT]}, "bad-renewal"),
+        ({"signers": [NEXT]}, "bad-renewal"),
+        ({"signers": [IMPOSTOR, NEXT]}, "bad-renewal"),
+        ({"holder": "client/c1"}, "bad-renewal"),
+        ({"holder": "client/nobody"}, "unknown-client"),
+        ({"holder": "node/A"}, "bad-arguments"),
+        ({"network": "other"}, "bad-arguments"),
+        ({"until": milliseconds(NOW + 101 * DAY)}, "wrong-lifetime"),
+        ({"certificate": b"another"}, "wrong-certificate"),
+        ({"new": IMPOSTOR.spki, "signers": [CLIENT, IMPOSTOR]}, "wrong-key"),
+    ],
+)
+async def test_other_renewals_are_refused(world: World, device: RunningDevice, changed: dict, code: str) -> None:
+    """A renewal that one key alone announced, or that says something else than the certificate, is not signed."""
+    await registered(world, device)
+    payload, der_bytes = await renewed(world, device, **changed)
+    before = device.signatures()
+    body = SignRegistration(canonical.encode(payload), der_bytes)
+    assert (await ask(device, "sign-registration", body))[0] == code
+    assert device.signatures() == before
+
+
+@pytest.mark.requirement("K-14", "K-12")
+async def test_a_revoked_client_renews_nothing(world: World, device: RunningDevice) -> None:
+    """Neither a certificate nor a registration is signed on the word of a revoked key; its own is never certified."""
+    await registered(world, device)
+    payload, der_bytes = await renewed(world, device)
+    await device.apply(world.block([world.network.put(Revocation(CLIENT.id, "client/c9", "key-compromise", 0))]))
+    assert (await ask(device, "sign-registration", SignRegistration(canonical.encode(payload), der_bytes)))[
+        0
+    ] == "revoked"
+    tbs = certificate(world, key=NEXT).tbs_certificate_bytes
+    assert (await ask(device, "sign-certificate", SignCertificate(tbs, proof())))[0] == "revoked"
+    own = certificate(world).tbs_certificate_bytes
+    assert (await ask(device, "sign-certificate", SignCertificate(own)))[0] == "revoked"
+
+
+def node_key(world: World) -> Any:
+    """Node A's key, as a certificate's builder wants it: its public half."""
+
+    class Held:
+        class private:  # noqa: N801  stands where software keys have their private half
+            @staticmethod
+            def public_key() -> Any:
+                return load_der_public_key(world.keys["node/A"].spki)
+
+    return Held
+
+
+@pytest.mark.requirement("E-1")
+async def test_a_nodes_key_is_certified_in_its_name_alone(world: World, device: RunningDevice) -> None:
+    """The registry says whose key it is: another node's name, or another key, gets no certificate."""
+    documents = [x509.ObjectIdentifier("1.3.6.1.5.5.7.3.36")]
+    unit = (NameOID.ORGANIZATIONAL_UNIT_NAME, "node")
+
+    async def answer(name: str, key: Any) -> str:
+        subject = named(unit, (NameOID.COMMON_NAME, name))
+        tbs = certificate(world, subject=subject, key=key, purposes=documents).tbs_certificate_bytes
+        return (await ask(device, "sign-certificate", SignCertificate(tbs)))[0]
+
+    assert await answer("A", node_key(world)) == ""
+    assert await answer("B", node_key(world)) == "wrong-key"
+    assert await answer("A", CLIENT) == "wrong-key"
+    assert await answer("nobody", CLIENT) == "wrong-key"
+
+
+@pytest.mark.requirement("E-1")
+async def test_a_services_certificate_is_no_clients(world: World, device: RunningDevice) -> None:
+    """A service has alternative names and TLS purposes; its certificate registers nobody."""
+    subject = named((NameOID.ORGANIZATIONAL_UNIT_NAME, "service"), (NameOID.COMMON_NAME, "c9"))
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    names = x509.SubjectAlternativeName([x509.DNSName("peer-1.example")])
+
+    def tbs(*extensions: x509.ExtensionType) -> bytes:
+        return certificate(
+            world, subject=subject, purposes=purposes, extensions=[(each, False) for each in extensions]
+        ).tbs_certificate_bytes
+
+    assert (await ask(device, "sign-certificate", SignCertificate(tbs())))[0] == "wrong-subject"
+    mail = x509.SubjectAlternativeName([x509.RFC822Name("root@example")])
+    assert (await ask(device, "sign-certificate", SignCertificate(tbs(mail))))[0] == "wrong-subject"
+    code, answer = await ask(device, "sign-certificate", SignCertificate(tbs(names)))
+    assert code == ""
+    der_bytes = der.wrap(tbs(names), "ecdsa-p256-sha256", answer.signature.sig)
+    payload = canonical.encode(registration(world, der_bytes))
+    assert (await ask(device, "sign-registration", SignRegistration(payload, der_bytes)))[0] == "wrong-name"
+
+
+@pytest.mark.requirement("K-14", "E-1")
+async def test_a_list_without_a_revoked_key_is_refused(world: World, device: RunningDevice) -> None:
+    """The device knows from its own copy of the chain who is revoked: a list that leaves one out is not signed."""
+    await registered(world, device)
+    await device.apply(world.block([world.network.put(Revocation(CLIENT.id, "client/c9", "key-compromise", 0))]))
+    assert (await ask(device, "sign-crl", SignCrl(crl(world))))[0] == "incomplete-list"
+    own = x509_tbs.serial_number(world.keys["ca/ca"].id, CLIENT.id)
+    assert (await ask(device, "sign-crl", SignCrl(crl(world, serials=[own]))))[0] == ""
+
+
+@pytest.mark.requirement("K-12", "E-1")
+async def test_an_earlier_key_of_the_ca_signs_its_own_lists_and_nothing_else(
+    world: World, device: RunningDevice
+) -> None:
+    """After a change of the CA's key the old one issues nothing, and still says what of its own is revoked."""
+    before = x509.load_der_x509_certificate(world.enrolled.ca_certificate)
+    successor = software_keys.ecdsa("the next CA")
+    old_list = crl(world, authority=before)
+    new_entry = Registrar("ca", world.keys["node/A"].spki, ca_certificate(world.keys["node/A"], before.subject))
+    changed = world.network.registry("put", {"entries": [builtins(Node("A", (NodeKey(successor.spki, NAME),)))]})
+    await device.apply(world.block([changed]))  # node A's key is free now, and lives on this token
+    await device.apply(world.block([world.network.put(new_entry)]))
+    tbs = certificate(world).tbs_certificate_bytes
+    assert (await ask(device, "sign-certificate", SignCertificate(tbs)))[0] == "wrong-serial"
+    code, answer = await ask(device, "sign-crl", SignCrl(old_list))
+    assert code == ""
+    assert answer.signature.keyid == world.keys["ca/ca"].id
+    stranger = x509.AuthorityKeyIdentifier(b"nobody's", None, None)
+    assert (await ask(device, "sign-crl", SignCrl(crl(world, extension=stranger))))[0] == "wrong-issuer"
+    await device.apply(
+        world.block([world.network.put(Revocation(world.keys["node/A"].id, "registrar/ca", "ca-compromise", 0))])
+    )
+    assert (await ask(device, "sign-certificate", SignCertificate(tbs)))[0] == "revoked"
+
+
+def ca_certificate(key: Any, subject: x509.Name) -> bytes:
+    """A CA's certificate for a key on the token; who signed it is of no matter here."""
+    public = load_der_public_key(key.spki)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(public)
+        .serial_number(1)
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(NOW + 3000 * DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    )
+    return builder.sign(IMPOSTOR.private, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
 # --- keys that are elsewhere ---------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ async def test_an_expired_key_signs_nothing(world: World, device: RunningDevice)
     node = world.copy.registry.node("A")
     ended = msgspec.structs.replace(node, keys=(msgspec.structs.replace(node.keys[0], until=world.copy.time + 1),))
     await device.apply(world.block([world.network.put(ended)]))
-    assert failure(await device.endorse((world.network.evidence("x"), ["A"]))) == "not-assigned"
+    assert failure(await device.endorse((world.network.evidence("x"), ["A"]))) == "key-expired"
 
 
 # --- the word itself -----------------------------------------------------------------------------------------

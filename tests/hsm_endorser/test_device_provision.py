@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from hsm_endorser.errors import GuardConflictError, GuardError, UnknownKeyError
+from hsm_endorser.errors import GuardConflictError, GuardError, TokenStoppedError, UnknownKeyError
 from hsm_endorser.guard import Guard
 from hsm_endorser.provision import issue_ca_certificate, provision, sign_genesis
+from hsm_endorser.signing import GuardedToken
 from ledger.genesis import draft_genesis
 from ledger.replica import Replica
 from ledger.store import ChainStore, url_of
@@ -37,6 +38,20 @@ async def test_a_device_is_set_up_once(token: SoftToken, tmp_path: Path) -> None
     await provision(config, "n", [])
     with pytest.raises(GuardError, match="never replaced"):
         await provision(config, "n", [])
+
+
+@pytest.mark.requirement("K-1")
+async def test_a_key_from_elsewhere_is_not_taken(token: SoftToken, tmp_path: Path) -> None:
+    """A token that holds a key under a wanted label is refused, and gets no key."""
+    first = device_config(tmp_path, token)
+    made = await provision(first, "n", [("node/A", "ecdsa-p256-sha256")])
+    other = first.model_copy(update={"guard": tmp_path / "another-guard.db"})
+    with pytest.raises(TokenStoppedError, match="keys labelled identity, node/A already"):
+        await provision(other, "n", [("node/A", "ecdsa-p256-sha256"), ("node/B", "ecdsa-p256-sha256")])
+    signer = await GuardedToken.start(Guard.open(first.guard, network="n", device="device-a"), first.token_config)
+    held = set(signer.token.keys)
+    await signer.close()
+    assert held == {key.id for key in made.keys.values()}
 
 
 @pytest.mark.requirement("E-1")

@@ -39,8 +39,9 @@ async def test_requests_that_race_with_a_block_get_one_word(world: World, device
         await asyncio.sleep(start / 5000)
         hear(world.keys, words, await device.endorse(*asked[start : start + 20]))
 
+    await ask(0)  # some are answered before the block, whatever else this machine does
     async with asyncio.TaskGroup() as group:
-        for start in range(0, len(asked), 20):
+        for start in range(20, len(asked), 20):
             group.create_task(ask(start))
         await asyncio.sleep(0.05)
         group.create_task(device.apply(block))
