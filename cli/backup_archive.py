@@ -268,6 +268,8 @@ def new_file(path: Path) -> BinaryIO:
         raise UsageError(
             f"{path} exists already", advice="a backup is never overwritten; choose another name"
         ) from None
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}", advice="choose another file") from None
 
 
 _manifest_decoder = msgspec.json.Decoder(Manifest)

@@ -1,8 +1,6 @@
 """`hsm-endorser ca`: certificates for nodes and services, what was issued, what is revoked (docs/key-life-cycle.md)."""
 
 import datetime as dt
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -10,8 +8,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from cli import client_request
-from cli.api import Control, Management
-from cli.errors import UnreachableError, UsageError
+from cli.api import Management
+from cli.errors import UsageError
+from cli.operators_door import open_door
 from cli.output import JsonFlag, Output
 from cli.plan import Layout, read_network
 
@@ -59,7 +58,7 @@ def issue_node(
 ) -> None:
     """Certify the keys of a node that count now. They stay on their tokens; a key has one certificate."""
     output, layout = Output(as_json=as_json), Layout(network)
-    with _control(layout) as control:
+    with open_door(layout) as control:
         issued = control.certify_node(name, device)
     folder = output_folder or layout.folder / "certificates"
     written = []
@@ -88,7 +87,7 @@ def issue_service(
 ) -> None:
     """Certify a service's TLS key for its DNS names and addresses. The key stays with the service."""
     output, request = Output(as_json=as_json), client_request.read(csr)
-    with _control(Layout(network)) as control:
+    with open_door(Layout(network)) as control:
         issued = control.certify_service(name or csr.stem, request.pem, dns or [], address or [])
     path = request.write_certificate(issued["certificate"], output_file)
     output.plain(f"{issued['name']} is certified until {_day(issued['not_after'])}: {path}")
@@ -111,7 +110,7 @@ def revoke(
     Clients' and nodes' keys are revoked on the chain (client revoke, key revoke): their certificates follow.
     """
     output = Output(as_json=as_json)
-    with _control(Layout(network)) as control:
+    with open_door(Layout(network)) as control:
         serials = control.revoke_service(service, reason.value, certificate.read_text() if certificate else None)
     output.plain(f"{service}: {len(serials)} revoked; they are on the list: hsm-endorser ca crl --network {network}")
     output.result({"service": service, "reason": reason.value, "serials": serials})
@@ -125,7 +124,7 @@ def list_certificates(
 ) -> None:
     """List what the CA has issued: for whom, how long it lasts, and whether it counts."""
     output = Output(as_json=as_json)
-    with _control(Layout(network)) as control:
+    with open_door(Layout(network)) as control:
         found = control.certificates(kind.value if kind else "")
     rows: list[list[object]] = [
         [
@@ -212,16 +211,3 @@ def _write(path: Path, certificate: str) -> None:
     if path.exists() and path.read_text() != certificate:
         raise UsageError(f"there is another file at {path}", advice="move it away, or choose --output FOLDER")
     path.write_text(certificate)
-
-
-@contextmanager
-def _control(layout: Layout) -> Iterator[Control]:
-    read_network(layout.folder)
-    address = layout.socket("control")
-    try:
-        with Control(address) as control:
-            yield control
-    except UnreachableError:
-        raise UnreachableError(
-            f"no management service listens at {address}", advice="start the network: hsm-endorser network up DIR"
-        ) from None

@@ -1,7 +1,6 @@
 """`hsm-endorser client`: how a client gets its identity from the CA (requirement E-1), and how it loses it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -9,15 +8,17 @@ import msgspec
 import typer
 
 from cli import client_renewal, client_request, registry, revoking
-from cli.api import Control, Management
+from cli.api import Management
 from cli.client_renewal import ToSign
-from cli.errors import UnreachableError, UsageError
+from cli.errors import UsageError
 from cli.keys import SoftwareKey
+from cli.operators_door import open_door
 from cli.output import JsonFlag, Output
-from cli.plan import Layout, read_network
+from cli.plan import Layout, checked_name, read_network
 
 app = typer.Typer(help="Clients: register, approve, renew, revoke, remove.", no_args_is_help=True)
 
+_OR_A_SECRET: Final = "start the network (hsm-endorser network up DIR), or bring a secret: --secret-file FILE"
 INVITATION_SECONDS: Final = 300
 REGISTRATION_SECONDS: Final = 30.0
 
@@ -53,6 +54,7 @@ def register(
     output = Output(as_json=as_json)
     layout = Layout(network)
     read_network(network)
+    checked_name("a client", name, "choose another name")
     if csr is not None:
         request = client_request.read(csr)
         secret = None if ask else _secret(layout, name, secret_file)
@@ -77,7 +79,7 @@ def register(
 def enrolments(network: NetworkFolder, as_json: JsonFlag = False) -> None:
     """List the requests that wait for an operator's decision."""
     output = Output(as_json=as_json)
-    with _control(Layout(network)) as control:
+    with open_door(Layout(network)) as control:
         waiting = control.enrolments()
     if waiting:
         columns = sorted({key for each in waiting for key in each if key != "csr"})
@@ -205,7 +207,7 @@ def _tell_missing(output: Output, name: str, missing: list[ToSign]) -> None:
 
 def invite(layout: Layout, name: str) -> str:
     """A one-time enrolment secret, from the operator's own door."""
-    with _control(layout) as control:
+    with open_door(layout, _OR_A_SECRET) as control:
         return str(control.invite(name, INVITATION_SECONDS)["secret"])
 
 
@@ -239,21 +241,7 @@ def _secret(layout: Layout, name: str, file: Path | None) -> str:
 
 
 def _decide(output: Output, name: str, network: Path, decision: str) -> None:
-    with _control(Layout(network)) as control:
+    with open_door(Layout(network)) as control:
         answer = control.decide(name, decision)
     output.say(f"{name}: {decision}d.")
     output.result({"client": name, "decision": decision, **answer})
-
-
-@contextmanager
-def _control(layout: Layout) -> Iterator[Control]:
-    read_network(layout.folder)
-    address = layout.socket("control")
-    try:
-        with Control(address) as control:
-            yield control
-    except UnreachableError:
-        raise UnreachableError(
-            f"no management service listens at {address}",
-            advice="start the network (hsm-endorser network up DIR), or bring a secret: --secret-file FILE",
-        ) from None

@@ -54,12 +54,14 @@ def identity_of(envelope: Envelope, view: RegistryView) -> tuple[PublicKey, str]
     try:
         predicate = custody.decode(envelope).predicate
     except ProtocolError as error:
-        raise VerificationFailedError(f"not a custody statement: {error}", code=error.code) from None
+        raise VerificationFailedError(
+            f"not a custody statement: {error}", code=error.code, advice="do not rely on it"
+        ) from None
     device = view.device(predicate.device)
     if predicate.network != view.channel.network or device is None:
         whose = f"device {predicate.device!r} of network {predicate.network!r}" if predicate.device else "no device"
         raise VerificationFailedError(
-            f"the statement is of {whose}, which is not in the registry of network {view.channel.network!r}",
+            f"the statement is of {whose}; the registry of network {view.channel.network!r} has none such",
             code="wrong-device",
             advice="check it with --identity and a copy of the key that you trust",
         )

@@ -155,7 +155,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def judged_by(self) -> str:
-        """The profile's name, and that it is no profile of ours where it is not: anybody may call a lax one `strict`."""
+        """The profile's name, and that it is none of ours where it is not: a lax one can be called `strict`."""
         named = self.statement.predicate.profile
         if by_digest(named.digest):
             return named.name

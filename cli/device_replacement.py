@@ -43,6 +43,7 @@ from peer.schema import activity
 from protocol import canonical, custody
 from protocol.canonical import MAX_INTEGER
 from protocol.envelope import Envelope
+from protocol.errors import ProtocolError
 from protocol.keys import Scheme, key_id
 from protocol.registry import (
     Center,
@@ -58,7 +59,7 @@ from protocol.registry import (
     Rotation,
     Token,
 )
-from protocol.tier import reaches
+from protocol.tier import Tier, reaches
 from softhsm import installation, tokens
 from softhsm.installation import SoftHSMError
 
@@ -335,23 +336,44 @@ def _statement(wish: Wish, view: RegistryView, enrolment: Enrolment) -> list[Ent
         return []
     folder = Layout(wish.network).device(wish.new)
     path = folder / STATEMENT
-    if not path.exists():
+    envelope = _kept_statement(path)
+    if envelope is None or _too_low(envelope, enrolment, least):
         from hsm_endorser.custody import profile, statement  # noqa: PLC0415  the audit is loaded where it is needed
 
         config, network = load(folder / "device.toml"), read_network(wish.network).network
         guard = Guard.open(config.guard, network=network, device=wish.new)
         envelope = asyncio.run(statement.audit_device(config, guard, network, profile.load()))
-        path.write_bytes(canonical.encode(envelope))
-    audited = custody.decode(canonical.decode(path.read_bytes(), _envelope_decoder))
-    for label, spki in enrolment.keys.items():
-        tier = custody.tier_of(audited, key_id(spki))
-        if label.startswith(("node/", "center/")) and not reaches(tier, least):
-            raise CommandError(
-                f"the new key {label} of {wish.new} is {tier}, this network asks for {least} at least",
-                code="tier-too-low",
-                advice=f"see why: hsm-endorser custody audit --config {folder}/device.toml; choose another token",
-            )
-    return [Custody(wish.new, path.read_bytes())]
+        fresh = path.with_name(f".{path.name}")
+        fresh.write_bytes(canonical.encode(envelope))
+        fresh.replace(path)
+    for label, tier in _too_low(envelope, enrolment, least).items():
+        raise CommandError(
+            f"the new key {label} of {wish.new} is {tier}, this network asks for {least} at least",
+            code="tier-too-low",
+            advice=f"see why: hsm-endorser custody audit --config {folder}/device.toml; choose another token",
+        )
+    return [Custody(wish.new, canonical.encode(envelope))]
+
+
+def _kept_statement(path: Path) -> Envelope | None:
+    """The statement of an earlier attempt; None where there is none, or one that was cut short."""
+    try:
+        envelope = canonical.decode(path.read_bytes(), _envelope_decoder)
+        custody.decode(envelope)
+    except (FileNotFoundError, ProtocolError):
+        return None
+    return envelope
+
+
+def _too_low(envelope: Envelope, enrolment: Enrolment, least: Tier) -> dict[str, Tier]:
+    """The labels of those keys that a statement gives too low a tier, with it."""
+    audited = custody.decode(envelope)
+    tiers = {label: custody.tier_of(audited, key_id(spki)) for label, spki in enrolment.keys.items()}
+    return {
+        label: tier
+        for label, tier in tiers.items()
+        if label.startswith(("node/", "center/")) and not reaches(tier, least)
+    }
 
 
 # --- what it had signed last -----------------------------------------------------------------------------------

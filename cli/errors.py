@@ -79,6 +79,9 @@ ADVICE = {
     "already-recorded": "the subject has its record; records are put once",
     "endorsement-unavailable": "see which devices are down: hsm-endorser network status DIR",
     "pool-full": "try again a little later",
+    "lock-out": "bring another key first (key rotate, registry): enough that are not revoked must be left",
+    "not-authorized": "let more administrators sign: --administrator NAME, once for each",
+    "unknown-transaction": "take the id that submit told, and ask a peer that has come so far",
     "tier-too-low": "audit the device (hsm-endorser custody audit), register the statement, then try again",
 }
 """What a person can do about a refusal, by its stable code."""

@@ -33,7 +33,7 @@ def journal(
         raise UsageError(f"{output} exists already", advice="archives are never overwritten: name a new file") from None
     except GuardError as error:
         output.unlink(missing_ok=True)
-        raise CommandError(str(error), code="bad-journal") from None
+        raise CommandError(str(error), code="bad-journal", advice="see docs/guard.md") from None
     said = Output(as_json=as_json)
     said.plain(f"{heading.entries} entries of {heading.device} on {heading.network} are in {output}.")
     said.result({"device": heading.device, "network": heading.network, "entries": heading.entries, "tip": heading.tip})

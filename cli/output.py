@@ -4,7 +4,7 @@ import contextlib
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -18,6 +18,10 @@ from cli.errors import CommandError, RefusedError
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
 
 
+UNSEEN_WIDTH: Final = 160
+"""Columns of a table that goes into a file or a pipe: names and ids are not torn there."""
+
+
 class Output:
     """Where a command speaks."""
 
@@ -25,6 +29,8 @@ class Output:
         self.as_json = as_json
         self._out = Console(highlight=False, quiet=as_json, soft_wrap=True)
         self._err = Console(highlight=False, stderr=True, soft_wrap=True)
+        if not self._out.is_terminal:
+            self._out.width = max(self._out.width, UNSEEN_WIDTH)
 
     def say(self, text: str = "") -> None:
         """A line for people; rich markup."""

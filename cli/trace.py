@@ -15,7 +15,7 @@ import typer
 
 from cli import page, writable
 from cli.api import Peer
-from cli.errors import CommandError, UsageError
+from cli.errors import UsageError
 from cli.output import JsonFlag, Output
 from cli.plan import Layout, read_network
 from protocol.keys import PublicKey
@@ -73,10 +73,14 @@ def trace(
     network: Annotated[Path, typer.Option("--network", help="The network's folder.")],
     peer: Annotated[str, typer.Option(help="The peer to ask; the first one if none is named.")] = "",
     journal: Annotated[
-        list[Path] | None, typer.Option(help="An archived journal (hsm-endorser device journal); may be repeated.")
+        list[Path] | None,
+        typer.Option(
+            help="An archived journal (hsm-endorser device journal); may be repeated.", exists=True, dir_okay=False
+        ),
     ] = None,
     suspected: Annotated[
-        str | None, typer.Option(help="From when on others may have had the key: 2026-11-21T10:00:00Z, or milliseconds.")
+        str | None,
+        typer.Option(help="From when on others may have had the key: 2026-11-21T10:00:00Z, or milliseconds."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page for people to this file.")] = None,
     as_json: JsonFlag = False,
@@ -166,13 +170,15 @@ def _read(path: Path) -> "Archive":
         with path.open("rb") as file:
             return journal_archive.read(iter(file))
     except GuardError as error:
-        raise CommandError(f"{path}: {error}", code="bad-journal", advice="archive it again from the device") from None
+        raise UsageError(f"{path}: {error}", code="bad-journal", advice="archive it again from the device") from None
 
 
 def point_in_time(text: str) -> int:
     """A time in milliseconds since the epoch, within the calendar; raises `UsageError`."""
     try:
-        moment = dt.datetime.fromtimestamp(int(text) / 1000, dt.UTC) if text.isdecimal() else dt.datetime.fromisoformat(text)
+        moment = (
+            dt.datetime.fromtimestamp(int(text) / 1000, dt.UTC) if text.isdecimal() else dt.datetime.fromisoformat(text)
+        )
     except (ValueError, OverflowError, OSError):
         raise UsageError(f"{text!r} is no time", advice="write 2026-11-21T10:00:00Z, or milliseconds") from None
     if moment.tzinfo is None:
@@ -189,7 +195,8 @@ def _tell(output: Output, found: Trace) -> None:
     before, late = found.split()
     output.plain(f"{name}key {found.key}")
     output.plain(
-        f"{_number(len(found.proven), 'signature')} in blocks 0 to {found.height}, {len(found.claimed)} in journals alone."
+        f"{_number(len(found.proven), 'signature')} in blocks 0 to {found.height}, "
+        f"{len(found.claimed)} in journals alone."
     )
     _table(output, "what the chain proves" if found.suspected is None else "before the suspected time", before)
     if found.suspected is not None:

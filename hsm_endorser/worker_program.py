@@ -174,7 +174,10 @@ def _isolate(parent: int) -> None:
 def _receive(connection: socket.socket, count: int) -> bytes | None:
     data = bytearray()
     while len(data) < count:
-        part = connection.recv(min(count - len(data), 1 << 20))
+        try:
+            part = connection.recv(min(count - len(data), 1 << 20))
+        except ConnectionResetError:  # the parent was killed while an answer waited for it
+            return None
         if not part:
             return None
         data += part

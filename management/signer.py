@@ -1,5 +1,6 @@
 """Who signs headers: the device on whose token this center's key lives, through its typed door."""
 
+import time
 from collections.abc import Mapping
 from typing import Final, Protocol
 
@@ -42,6 +43,11 @@ class HeaderSigner:
             return f"the device with the key of center {self._center} is not ready: {device.reason}"
         if DOOR not in device.status.doors:
             return f"the device that should hold the key of center {self._center} offers no {DOOR}"
+        if self._replica.takes_repairs_only(max(self._replica.time, time.time_ns() // 1_000_000)):
+            return (
+                f"the key of center {self._center} is expired or below the channel's tier: only registry transactions "
+                "are committed; rotate it, or register a better custody statement (docs/key-life-cycle.md)"
+            )
         return ""
 
     async def sign_header(self, body: bytes) -> Signature:

@@ -82,12 +82,13 @@ def signings(block: Block, key: str) -> Iterator[Signing]:
 def _votes(branch: Branch, height: int, time: int, ids: list[canonical.TxId]) -> Signing:
     head = decode_head(branch.head)
     approved = tuple(ids[leaf] for leaf in branch.leaves if isinstance(leaf, int))
+    votes = "1 approval" if len(approved) == 1 else f"{len(approved)} approvals"
     return Signing(
         "votes",
         height,
         time,
         pae_digest(HEAD_TYPE, branch.head.payload),
-        f"{len(approved)} approvals for node {head.node} in tree {head.sequence} of {head.device}",
+        f"{votes} for node {head.node} in tree {head.sequence} of {head.device}",
         approved,
         len(branch.leaves) - len(approved),
     )

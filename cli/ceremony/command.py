@@ -8,6 +8,7 @@ import typer
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from cli import writable
 from cli.ceremony.template import template
 from cli.errors import CommandError, UsageError
 from cli.exit_codes import VERIFICATION_FAILED
@@ -165,6 +166,7 @@ def verify(
     from cli.ceremony import verify as verifying  # noqa: PLC0415
 
     output = Output(as_json=as_json)
+    writable.require(html)
     verified = verifying.verify(record.read(transcript), genesis.read_bytes())
     for step in verified.transcript.steps:
         first, *rest = words.done(step.act)

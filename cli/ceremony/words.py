@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from hsm_endorser.custody import profile
 from protocol import canonical, custody
 from protocol.ceremony import (
     Act,
@@ -108,9 +109,9 @@ def _declared(declaration: Declaration) -> list[str]:
 def _audited(device: str, data: bytes) -> list[str]:
     found = custody.decode(canonical.decode(data, _envelope_decoder)).predicate
     kind = "a software token" if found.token.software else "a token that does not call itself software"
-    audit = (
-        f"The token of {device} was audited by profile {found.profile.name}: {found.verdict}; {kind}. Its identity key "
-    )
+    ours = profile.by_digest(found.profile.digest) is not None
+    judged_by = found.profile.name if ours else f"{found.profile.name} ({found.profile.digest}, which is none of ours)"
+    audit = f"The token of {device} was audited by profile {judged_by}: {found.verdict}; {kind}. Its identity key "
     signed = f"signed the statement of {len(found.rows)} rows."
     return [audit + signed, *(f"{key.label}: {key.tier}" for key in found.keys)]
 

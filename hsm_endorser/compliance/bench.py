@@ -124,8 +124,10 @@ class Bench:
         made = await self.maker.pair(probe or self.probe, algorithm, label=label, id_=id_)
         if isinstance(made, Failed):
             return made
-        (public,) = await items(probe or self.probe, made.numbers[:1])
-        return Key(algorithm, label, id_, public_key(public))
+        public = await items(probe or self.probe, made.numbers[:1])
+        if not public:
+            return Failed("NoSuchObject", "the public half is gone as soon as it is made")
+        return Key(algorithm, label, id_, public_key(public[0]))
 
     async def private(self, key: Key, probe: Probe | None = None) -> int | None:
         """The number of a key's private half in a worker; None when it is not found there."""

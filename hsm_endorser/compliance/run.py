@@ -19,11 +19,12 @@ from hsm_endorser.compliance.loss import CommandFailedError, Rehearsal, loss
 from hsm_endorser.compliance.made import destroy, leftovers
 from hsm_endorser.compliance.pin_check import lockout
 from hsm_endorser.compliance.result import Report, Row
-from hsm_endorser.custody.errors import CustodyError, ProbeLostError
-from hsm_endorser.custody.inventory import find
+from hsm_endorser.custody.errors import ProbeLostError
+from hsm_endorser.custody.inventory import BadPublicKeyError, find
 from hsm_endorser.custody.probe import Probe
 from hsm_endorser.custody.software import nature
 from hsm_endorser.custody.verdicts import listed
+from hsm_endorser.errors import DeviceError
 from hsm_endorser.token_config import TokenConfig
 from hsm_endorser.worker_messages import Pin
 
@@ -134,13 +135,13 @@ class _Run:
             rows.begin(step.checks[0])
             try:
                 await step.make(self.bench)
-            except CustodyError as error:
+            except (DeviceError, BadPublicKeyError) as error:
                 why = await self._broke(error)
         for check in step.checks:
             if not rows.tried(check):
                 rows.add(check, "not-tested", "nothing", why or "it came to nothing")
 
-    async def _broke(self, error: CustodyError) -> str:
+    async def _broke(self, error: DeviceError | BadPublicKeyError) -> str:
         """A check that ended before its end: put down why, and go on with a new worker if there can be one."""
         bench = self.bench
         check, subject = bench.rows.current
@@ -154,7 +155,7 @@ class _Run:
             bench.rows.add(check, "fail", str(error), means, subject=subject)
         try:
             await bench.begin()
-        except CustodyError as again:
+        except DeviceError as again:
             self.gone = f"the token could not be opened again: {again}"
         return f"{check} had an end to it: {error}"
 
@@ -186,7 +187,7 @@ class _Run:
             await self.bench.begin()
             stuck = await destroy(self.bench.probe, await leftovers(self.bench.probe))
             after = len(await find(self.bench.probe))
-        except CustodyError as error:
+        except DeviceError as error:
             means = "objects of this run may be left; the next run removes them"
             rows.add("token.objects", "fail", f"{before} before, then {error}", means, figures=figures)
             return None
@@ -207,7 +208,7 @@ class _Run:
         """Remove what was made, when the run did not come to its end. Never with a PIN that was refused."""
         if not self.wrote or self.bench.pin_refused:
             return
-        with contextlib.suppress(CustodyError, TimeoutError):
+        with contextlib.suppress(DeviceError, TimeoutError):
             await asyncio.shield(asyncio.wait_for(clean(self.bench.config, self.bench.pin), CLEANING_SECONDS))
 
 

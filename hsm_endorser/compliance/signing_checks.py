@@ -8,11 +8,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from hsm_endorser.compliance.bench import Bench
-from hsm_endorser.compliance.made import ALGORITHMS, Algorithm, Key, fresh_id, half
+from hsm_endorser.compliance.made import ALGORITHMS, Algorithm, Key, fresh_id
 from hsm_endorser.compliance.result import LIST
 from hsm_endorser.custody.challenge import to_sign, verifies
-from hsm_endorser.custody.cryptoki import MechanismFlag, ObjectClass, code
-from hsm_endorser.custody.inventory import BadPublicKeyError, find, items, public_key
+from hsm_endorser.custody.cryptoki import MechanismFlag, code
+from hsm_endorser.custody.inventory import BadPublicKeyError, items, public_key
 from hsm_endorser.custody.probe import expect
 from hsm_endorser.custody.probe_messages import ListMechanisms, Mechanisms, Several, SignEach
 from hsm_endorser.token_config import DEFAULT_SECONDS
@@ -39,14 +39,17 @@ async def mechanisms(bench: Bench) -> None:
         wanted = zip((algorithm.generated_by, algorithm.signs_by), NAMES[algorithm.name], strict=True)
         lacking = [f"CKM_{name}" for mechanism, name in wanted if mechanism.number not in bench.offered]
         signs = bench.offered.get(algorithm.signs_by.number)
-        if not lacking and signs and not signs.flags & MechanismFlag.SIGN:
-            lacking = [f"CKM_{NAMES[algorithm.name][1]} for signing ({signs.trouble or 'no CKF_SIGN'})"]
         names = " and ".join(f"CKM_{name}" for name in NAMES[algorithm.name])
+        trouble = f"lacks {', '.join(lacking)}" if lacking else ""
+        if signs and not lacking and signs.trouble:
+            trouble = f"{names}; what the second can do is not told: {signs.trouble}"
+        elif signs and not lacking and not signs.flags & MechanismFlag.SIGN:
+            trouble = f"{names}; the second without CKF_SIGN"
         bench.rows.add(
             "mechanisms.offered",
-            "info" if lacking else "pass",
-            f"lacks {', '.join(lacking)}" if lacking else names,
-            "see algorithm.works: it may work all the same" if lacking else "the list has what is needed",
+            "info" if trouble else "pass",
+            trouble or names,
+            "see algorithm.works: it may work all the same" if trouble else "the list has what is needed",
             subject=algorithm.name,
         )  # fmt: skip
 
@@ -116,8 +119,8 @@ async def _variants(bench: Bench, algorithm: Algorithm) -> None:
             "algorithm.variants", "info", f"an unrestricted key: {code(made)}", means, subject=algorithm.name
         )
         return
-    (public,) = await items(bench.probe, made.numbers[:1])
-    (private,) = await find(bench.probe, half(ObjectClass.PRIVATE_KEY, id_))
+    public = (await items(bench.probe, made.numbers[:1]))[0]
+    private = made.numbers[1]
     key = Key(algorithm, b"", id_, public_key(public))
     message = secrets.token_bytes(32)
     said = []

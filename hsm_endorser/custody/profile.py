@@ -176,7 +176,12 @@ def load(name: str = STRICT, *, known: Collection[str] | None = None) -> Profile
                 data = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise ProfileError(f"the profile {path} cannot be read: {error.strerror}") from None
-        return parse(data, str(path), known)
+        profile = parse(data, str(path), known)
+        if profile.name in names() and by_digest(profile.digest) is None:
+            raise ProfileError(
+                f"{path}: name: {profile.name!r} is a profile of hsm-endorser, and this is another; name it otherwise"
+            )
+        return profile
     if name not in names():
         raise ProfileError(
             f"there is no profile {name!r}: there are {', '.join(names())}; one of your own is named by its file, "

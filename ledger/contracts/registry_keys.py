@@ -100,6 +100,7 @@ def check(before: RegistryView, after: RegistryView, changes: Changes, *, time: 
         for each in held(entry):
             _check_lifetime(key, each.lifetime)
             _check_end(key, each, before, after.channel, time)
+            _check_stays_retired(key, each, before)
         for each in _brought(key, entry, before):
             _check_not_revoked(key, each, after)
             _check_not_moved(key, each, before, after)
@@ -137,6 +138,18 @@ def _check_end(key: str, each: HeldKey, before: RegistryView, channel: Channel, 
         "no-end",
         f"a key of {key} would end at {until} (ms), the channel allows {channel.longest_lifetime} ms from {time} on",
     )
+
+
+def _check_stays_retired(key: str, each: HeldKey, before: RegistryView) -> None:
+    """A key that has a last height keeps it: whoever puts an entry as it was before a rotation would undo that."""
+    data = before.entries.get(key)
+    for known in held(registry.decode_entry(key, data) if data else None):
+        if (known.spki, known.device) == (each.spki, each.device) and each.lifetime.last > known.lifetime.last:
+            raise RejectedError(
+                "inconsistent",
+                f"key {key_id(each.spki)[:16]}… of {key} counts up to height {known.lifetime.last} and not longer; "
+                "read the entry again: it was changed meanwhile",
+            )
 
 
 def _check_not_revoked(key: str, each: HeldKey, after: RegistryView) -> None:

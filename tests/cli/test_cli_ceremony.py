@@ -28,8 +28,10 @@ from protocol.canonical import KeyId
 from protocol.ceremony import PAYLOAD_TYPE, Generated
 from protocol.envelope import Envelope
 from protocol.transcript import Transcript
+from softhsm.tokens import create_pin_file, create_token
 from tests.cli.ceremony_hall import Hall
 from tests.cli.conftest import Result
+from tests.flow.founding_people import FirstToken, Founders
 
 Run = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +116,20 @@ def test_a_dry_run_changes_nothing(run: Run, empty: Hall) -> None:
     assert empty.objects() == before
     assert len(before) == 2, "carla's own key pair is there"
     assert not empty.network.exists()
+
+
+def test_two_devices_on_one_token_are_refused(run: Run, tmp_path: Path) -> None:
+    """By manufacturer, model, serial and label; some modules say the same serial of every token."""
+    create_pin_file(tmp_path / "pin")
+    create_pin_file(tmp_path / "so-pin")
+    made = create_token(tmp_path, "one", tmp_path / "pin", tmp_path / "so-pin")
+    token = FirstToken(made.uri, made.environment)
+    result = run("ceremony", "check", Founders(tmp_path, {"device-a": token, "device-b": token}).plan, "--json")
+    assert result.code == 4
+    failed = {each: said for each, (verdict, said) in findings(result).items() if verdict == "fail"}
+    assert failed.keys() == {("device-a", "a token of its own"), ("device-b", "a token of its own")}
+    said = f"the token 'one', serial {made.serial}, is named for another device, too; if they are two"
+    assert all(each.startswith(said) for each in failed.values())
 
 
 def test_a_wrong_pin_is_tried_once_and_said(run: Run, empty: Hall) -> None:

@@ -63,7 +63,7 @@ def test_one_command_reports_in_every_form(run: Run, token: SoftToken, tmp_path:
     assert (root.get("tests"), root.get("failures"), root.get("skipped")) == (str(len(document["rows"])), "0", "3")
     text = shown.read_text()
     assert all(f">{check}<" in text for check in CATALOGUE)
-    assert "This is a software token" in text
+    assert "This is a software token:" in text
     assert "http" not in text, "a page that needs nothing else"
     assert "Verdict: pass" in answer.out
     assert token.pin not in answer.out + data.read_text() + text

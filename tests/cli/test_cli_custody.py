@@ -209,6 +209,24 @@ def test_a_statement_by_an_unknown_profile_is_shown_without_severities() -> None
     assert "is not at hand, so severities and controls are not shown" in text
 
 
+def test_a_profile_of_another_is_not_taken_for_ours_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Terminal and page say that a file called `strict` is not the `strict` of hsm-endorser."""
+    report = report_on(profile=custody.Profile("strict", "0" * 64))
+    custody_forms.tell(report, Output(as_json=False))
+    expected = "profile strict (not one of hsm-endorser's own; SHA-256 0000000000000000…)"
+    assert expected in capsys.readouterr().out
+    assert expected.replace("'", "&#39;") in page.render("custody", **custody_forms.page_values(report, ""))
+    assert report_on().judged_by == "strict"
+
+
+def test_what_read_only_left_out_is_to_be_tried_and_not_to_be_repaired() -> None:
+    """A finding that was never tried advises another audit, and accuses no key."""
+    reason = "the audit was told to write nothing: --read-only"
+    row = Row("attack.wrap", custody_samples.GOOD.public.id, "nothing", "", "not-tested", reason)
+    report = report_on(rows=(row,))
+    assert {each.line.advice for each in (*report.findings, *report.untested)} == {custody_report.AGAIN}
+
+
 def test_a_statement_of_odd_values_is_shown_all_the_same() -> None:
     """A time beyond the calendar, checks and targets that nobody knows, keys without an id, the same key twice."""
     good = custody_samples.GOOD.public.id

@@ -23,6 +23,13 @@ def test_nothing_that_others_wrote_moves_the_cursor(capsys: pytest.CaptureFixtur
         assert "\x1b[2K" not in text
 
 
+def test_a_table_in_a_pipe_tears_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no terminal sets the width, a row of seven columns stands in one line."""
+    row: list[object] = ["administrator/admin-1", "0123456789ab…", "device-a", "read-back", "19 to 39", 730, "in force"]
+    Output(as_json=False).table("keys", [""] * len(row), [row])
+    assert [line for line in capsys.readouterr().out.splitlines() if all(str(cell) in line for cell in row)]
+
+
 def test_letters_of_all_languages_stay() -> None:
     """What is only to be read is shown as it is, lines and tabs too."""
     assert escape("Schlüssel\tключ\n鍵 ✓ [node]") == "Schlüssel\tключ\n鍵 ✓ \\[node]"

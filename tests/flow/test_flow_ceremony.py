@@ -55,12 +55,9 @@ def test_the_network_names_its_ceremony(network: RunningNetwork, hall: Hall) -> 
 
 @pytest.mark.requirement("K-12", "S-2")
 def test_an_administrators_key_on_a_token_is_rotated(network: RunningNetwork, hall: Hall) -> None:
-    """The next key is made on carla's token, both sign there; the one before stays, and what is interrupted is found."""
-    folder, before, held = (
-        network.layout.folder,
-        hall.objects(),
-        role_holder.held_elsewhere(network.layout.folder, "carla"),
-    )
+    """The next key is made on carla's token, both sign; the one before stays, and what is interrupted is found."""
+    folder, before = network.layout.folder, hall.objects()
+    held = role_holder.held_elsewhere(folder, "carla")
     assert held is not None
     words = ["key", "rotate", "administrator/carla", "--network", str(folder), "--json"]
     assert main(words) == 0

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from cli import exit_codes, registry
+from cli import exit_codes, registry, role_holder
 from cli.keys import SoftwareKey
 from cli.main import main
 from cli.network import services
@@ -28,6 +31,7 @@ from tests.flow.running_network import Load, RunningNetwork
 pytestmark = pytest.mark.slow
 Command = Callable[..., Any]
 DEVICES = ("device-a", "device-b", "device-c")
+RSA = "rsa-pkcs1-sha256"
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,23 @@ def test_keys_are_rotated_under_load(life: dict[str, Any], run: Command, founder
     life["rotated"] = rotated[0]
 
 
+@pytest.mark.requirement("K-12")
+def test_an_interrupted_rotation_is_taken_up(life: dict[str, Any], run: Command, founders: Founders) -> None:
+    """On the chain, and not yet written down where a role holder keeps the key: the same command does the rest."""
+    path = founders.key("bert")
+    life["network"].wait_level(registry.head(founders.network)[0])
+    held = role_holder.held_elsewhere(founders.network, "bert")
+    assert held is not None
+    path.rename(path.with_suffix(".key.new"))
+    path.with_suffix(".key.retired").rename(path)
+    old = SoftwareKey.load(path).public
+    role_holder.write_held(founders.network, "bert", msgspec.structs.replace(held, public_key=old.spki.hex()))
+    again = run("key", "rotate", "administrator/bert", code=exit_codes.USAGE)
+    assert again["error"]["reason"] == "administrator/bert was rotated before; its new key is in place now"
+    assert role_holder.held_elsewhere(founders.network, "bert") == held
+    assert SoftwareKey.load(path).public.spki.hex() == held.public_key
+
+
 @pytest.mark.requirement("K-14")
 def test_a_key_is_revoked_under_load(life: dict[str, Any], run: Command) -> None:
     """Node C's key is refused from the next block on, for ever; two nodes carry the load until C has a new key."""
@@ -150,7 +171,7 @@ def test_a_key_is_revoked_under_load(life: dict[str, Any], run: Command) -> None
     assert revoked["signers"] == ["bert", "anna"]
     assert revoked["holder"] == "node/C"
     life["revoked"] = revoked
-    again = run("key", "revoke", revoked["key"], "--reason", "superseded", code=exit_codes.FAILED)
+    again = run("key", "revoke", revoked["key"], "--reason", "superseded", code=exit_codes.REFUSED)
     assert again["error"]["code"] == "final"
     (row,) = [row for row in run("key", "list")["keys"] if row["key"] == revoked["key"]]
     assert row["state"] == "revoked: key-compromise"
@@ -167,7 +188,8 @@ def test_a_lost_token_is_replaced(life: dict[str, Any], run: Command, founders: 
     before = {row["key"] for row in run("key", "list")["keys"] if row["device"] == "device-b"}
     network.supervisor.stop("device-b")
     (founders.network.parent / "tokens" / "device-b").rename(folder / "lost")
-    done = run("device", "replace", "device-b", "--new", "device-d", "--reason", "key-compromise")
+    words = ("device", "replace", "device-b", "--new", "device-d", "--reason", "key-compromise")
+    done = run(*words, "--scheme", RSA, "--rsa-bits", "2048")
     assert (done["nodes"], done["centers"], done["registrars"]) == (["B"], [], [])
     last = {each["key"]: each["height"] for each in done["signed_last"]}
     assert last.keys() == before
@@ -187,6 +209,25 @@ def test_a_lost_token_is_replaced(life: dict[str, Any], run: Command, founders: 
         told = {each["device"]: each for each in management.devices()}
     assert told["device-d"]["ready"]
     assert told["device-d"]["status"]["nodes"] == ["B"]
+
+
+@pytest.mark.requirement("K-14", "E-18")
+def test_a_key_keeps_its_scheme_without_an_announcement(life: dict[str, Any], run: Command, folder: Path) -> None:
+    """The new token was told to make RSA keys of 2048 bits: so it does when one was revoked and another is put."""
+    life["network"].wait_level(registry.head(folder)[0])
+    for key in life["replaced"]["keys"].values():
+        assert key in [row["key"] for row in run("key", "list")["keys"] if row["device"] == "device-d"]
+    revoked = run("key", "revoke", life["replaced"]["keys"]["node/B"], "--reason", "superseded")
+    life["network"].wait_level(revoked["since"] - 1)
+    (fresh,) = run("key", "rotate", "B", "--unannounced")["rotated"]
+    life["network"].wait_level(fresh["last"])
+    device, node = registry.in_force(folder).device("device-d"), registry.in_force(folder).node("B")
+    assert device is not None
+    assert node is not None
+    made = [device.identity, *(each.key for each in node.keys if each.device == "device-d")]
+    assert [key_id(each) for each in made[1:]] == [fresh["old"], fresh["new"]]
+    assert [_size(each) for each in made] == [2048, 2048, 2048]
+    load(life, "rsa", lambda: None)
 
 
 @pytest.mark.requirement("K-14", "E-1")
@@ -229,6 +270,7 @@ def test_the_chain_tells_all_of_it(life: dict[str, Any], folder: Path, tmp_path:
     assert len(wanted) > 100
     assert fresh.store.locate(sorted(wanted)).keys() == wanted
     assert {row.holder for row in fresh.registry.revocations} == {
+        "node/B",
         "node/C",
         "device/device-b",
         "device/device-a",
@@ -278,6 +320,13 @@ def _verified(founders: Founders) -> str:
     digest = Transcript.read(founders.transcript.read_bytes()).steps[-2].previous
     assert registry.founding(founders.network).channel.ceremony == digest
     return digest
+
+
+def _size(spki: bytes) -> int:
+    """The bits of an RSA key."""
+    key = load_der_public_key(spki)
+    assert isinstance(key, RSAPublicKey)
+    return key.key_size
 
 
 def _keys_in(block: Block) -> set[str]:

@@ -277,3 +277,19 @@ async def test_the_token_comes_back_when_the_run_is_interrupted(bench: Bench, tm
     with pytest.raises(asyncio.CancelledError):
         await running
     assert back.exists()
+
+
+async def test_a_pin_file_that_goes_midway_ends_the_run_in_order(token: SoftToken) -> None:
+    """The check that needed a further login fails with the reason, and the report is made all the same."""
+    pin = token.folder / "pin"
+
+    def tell(step: str) -> None:
+        if step == "processes":
+            pin.rename(pin.with_name("away"))
+
+    report = await run(token.config, WISHES, steps=steps("processes.parallel"), tell=tell)
+    assert "cannot be opened" in row_of(report, "processes.parallel", "2 processes").measured
+    assert report.objects_after is None
+    pin.with_name("away").rename(pin)
+    again = await run(token.config, WISHES, steps=())
+    assert said(again, "token.objects") == ("pass", "0 before, 0 after")

@@ -95,6 +95,17 @@ def test_a_profile_of_the_users_is_read_from_its_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.requirement("K-2")
+def test_nobody_elses_profile_goes_by_the_name_of_ours(tmp_path: Path) -> None:
+    """A lax file that calls itself strict is refused; our own file, wherever it lies, is what it is."""
+    lax = tmp_path / "strict.toml"
+    lax.write_text(SMALL.replace('"mine"', '"strict"'))
+    with pytest.raises(ProfileError, match="is a profile of hsm-endorser, and this is another"):
+        profile.load(str(lax), known=KNOWN)
+    copy = tmp_path / "copy.toml"
+    copy.write_text(profile.load().text)
+    assert profile.load(str(copy)).digest == profile.load().digest
+
+
 def test_a_required_failure_fails_and_an_informative_one_does_not() -> None:
     """What was not tested is no pass where the profile says so, and no rows at all are no pass either."""
     mine = parse()

@@ -371,3 +371,14 @@ class TestClients:
 def b_device(network: Network) -> SoftwareKey:
     """The identity key of device-b."""
     return network.devices["device-b"]
+
+
+@pytest.mark.requirement("K-12")
+def test_an_entry_from_before_a_rotation_does_not_undo_it(network: Network, commit: Commit) -> None:
+    """Who puts a node as it was read before its rotation is told to read it again; with the last height it is taken."""
+    stale = network.node_entry("A")
+    assert commit(rotate_a(network)) == ["valid"]
+    assert commit(network.put(stale)) == ["inconsistent"]
+    (known,) = stale.keys
+    ended = msgspec.structs.replace(known, last=5)
+    assert commit(network.put(Node("A", (ended, NodeKey(NEW.spki, "device-a", since=3, until=FOR_EVER))))) == ["valid"]
