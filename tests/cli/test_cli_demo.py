@@ -24,6 +24,7 @@ EXPECTED_REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("E-1", "E-2", "E-3", "E-4", "E-13", "E-14", "E-16", "M-5", "M-7")
 def test_the_demo_holds(tmp_path: Path) -> None:
     """The whole demo, with few transfers: every check held, every refusal has its reason, one JSON document."""

@@ -51,6 +51,7 @@ def commit(network: RunningNetwork, subject: str) -> str:
     return network.ended(wish.id).code or ""
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("E-7")
 def test_a_drained_device_is_left_alone_until_it_is_resumed(network: RunningNetwork) -> None:
     """The network goes on without it; it says why it is not ready; resumed, it is ready again."""

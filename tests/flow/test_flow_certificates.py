@@ -20,6 +20,8 @@ from protocol.transaction import PAYLOAD_TYPE
 from tests.flow.running_network import RunningNetwork
 from transport.problem import ProblemError
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., Any]
 
 OPENSSL = shutil.which("openssl") or "openssl"
@@ -94,8 +96,8 @@ def submit(network: RunningNetwork, client: str, key: Path, kind: str, scratch: 
     ("kind", "next_kind"),
     [
         ("ec", "ed25519"),
-        pytest.param("rsa", "ec", marks=pytest.mark.slow),
-        pytest.param("ed25519", "rsa", marks=pytest.mark.slow),
+        ("rsa", "ec"),
+        ("ed25519", "rsa"),
     ],
 )
 def test_a_client_with_its_key_elsewhere_lives_its_whole_life(
@@ -194,7 +196,6 @@ def test_a_renewal_that_is_cut_short_is_finished(
     assert network.ended(_hand_in(network, "hugo")).code == "valid"
 
 
-@pytest.mark.slow
 @pytest.mark.requirement("K-12", "E-1")
 def test_the_cas_key_is_rotated(network: RunningNetwork, command: Command, folder: Path, tmp_path: Path) -> None:
     """The new key issues; what the old one issued verifies, and is seen to be revoked by the old key's own list."""

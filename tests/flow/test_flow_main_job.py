@@ -123,6 +123,7 @@ def test_a_coin_is_spent_once(network: RunningNetwork) -> None:
     assert "already-spent" in str(refusal.value.problem.devices)
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("E-5", "E-12")
 def test_too_few_endorsements_name_the_device_that_was_tried(network: RunningNetwork) -> None:
     """With one device stopped, a policy that needs all nodes is answered with who was tried and what it said."""

@@ -18,6 +18,8 @@ from protocol.canonical import TxId
 from protocol.endorsement import decode_head
 from tests.flow.running_network import Load, RunningNetwork
 
+pytestmark = pytest.mark.slow
+
 OVERLAP = 4
 
 

@@ -71,6 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(network.layout, forbidden, pids, shimmed.controls, journals, len(ends))
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("K-8")
 def test_every_signature_of_a_token_stands_in_its_journal(run: Run) -> None:
     """For each device, C_Sign succeeded exactly as often as its journal has entries, over all purposes."""
@@ -85,6 +86,7 @@ def test_every_signature_of_a_token_stands_in_its_journal(run: Run) -> None:
     figures.info(f"all devices: {dict(total)} for {run.committed} transactions")
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("K-8", "K-14")
 def test_every_signature_on_the_chain_stands_in_a_journal(run: Run) -> None:
     """Each node's head and each center's header that a peer kept was recorded by a device before it was signed."""
@@ -108,6 +110,7 @@ def test_every_signature_on_the_chain_stands_in_a_journal(run: Run) -> None:
     assert found["head"] >= found["header"]
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("K-8", "E-20")
 def test_readiness_signs_with_the_identity_key_alone(run: Run) -> None:
     """Every challenge in a journal was answered by the device's identity key, and it answered nothing else."""
@@ -124,6 +127,7 @@ def test_readiness_signs_with_the_identity_key_alone(run: Run) -> None:
         assert {row.entry.purpose for row in rows if row.entry.key == identity} <= {"challenge", "statement"}
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("K-8")
 def test_no_service_can_make_a_software_key(run: Run) -> None:
     """All of the above happened in processes in which `cryptography` refuses every private key; nobody asked."""
@@ -133,6 +137,7 @@ def test_no_service_can_make_a_software_key(run: Run) -> None:
     assert no_software_keys.asked(run.forbidden) == []
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("K-8")
 def test_the_refusal_works(run: Run) -> None:
     """In such a process a software key is in fact refused, whichever way it is asked for."""

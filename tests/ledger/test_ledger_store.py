@@ -153,7 +153,7 @@ class TestDamage:
 
     def test_locked_by_another(self, network: Network, replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
         """A database that another process keeps locked is a ledger error; later the same block goes in."""
-        monkeypatch.setattr(schema, "BUSY_MILLISECONDS", 1)
+        monkeypatch.setattr(schema, "SQLITE_PRAGMAS", (*schema.SQLITE_PRAGMAS, "busy_timeout=1"))
         replica.store.close()
         checked = replica.check(network.block(replica, [network.evidence("x")]))
         other = sqlite3.connect(database_of(replica.store), isolation_level=None)

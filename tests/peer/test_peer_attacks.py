@@ -227,7 +227,7 @@ async def test_a_signed_block_that_breaks_a_rule_halts_the_peer(
     assert b"hsm_endorser_peer_halted 1.0" in (await peer.get("/metrics")).content
     assert (await peer.status())["height"] == 1
     assert (await peer.get("/v1/state/evidence/subject-1")).status_code == 200
-    assert "halted" in capsys.readouterr().out
+    assert "halted" in "".join(capsys.readouterr())  # wherever this process logs
 
 
 @pytest.mark.requirement("E-14")
