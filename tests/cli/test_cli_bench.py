@@ -71,26 +71,33 @@ async def test_loops_count_only_what_was_committed(tmp_path: Path) -> None:
     address, stop = Address(path=tmp_path / "s.sock"), asyncio.Event()
     app = Starlette(routes=[Route("/v1/transactions", submit, methods=["POST"])])
     serving = asyncio.create_task(listen.serve(app, [address], stop))
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                (await Connection.open(address)).close()
-                break
-            except OSError:
-                await asyncio.sleep(0.01)
-        wanted = loops.requests([("id", b"{}")] * 300, "committed")
-        done = await loops.closed(address, wanted, 4, 0.3, "committed")
-        assert most == 4
-        assert len(done.times()) == len([sample for sample in done.samples if sample.good]) > 5
-        assert len(done.failures) == len(done.samples) - len(done.times())
-        assert any(failure.startswith("429") for failure in done.failures)
-        assert any("already-spent" in failure for failure in done.failures)
-        paced = await loops.paced(address, iter([post("/v1/transactions", b"{}")] * 100), 50, 0.5, 1)
-        assert 10 <= len(paced.samples) <= 26
-        too_fast = await loops.paced(address, iter([post("/v1/transactions", b"{}")] * 100), 1000, 0.5, 1)
-        assert "requests were under way: 1000 a second are too many" in too_fast.failures[-1]
-    stop.set()
-    await serving
+    try:
+        async with asyncio.timeout(20):
+            await _until_it_listens(address)
+            wanted = loops.requests([("id", b"{}")] * 300, "committed")
+            done = await loops.closed(address, wanted, 4, 0.3, "committed")
+            paced = await loops.paced(address, iter([post("/v1/transactions", b"{}")] * 100), 50, 0.5, 50)
+            too_fast = await loops.paced(address, iter([post("/v1/transactions", b"{}")] * 100), 1000, 0.5, 1)
+    finally:
+        stop.set()
+        await serving
+    assert most >= 4
+    assert len(done.times()) == len([sample for sample in done.samples if sample.good]) > 5
+    assert len(done.failures) == len(done.samples) - len(done.times())
+    assert any(failure.startswith("429") for failure in done.failures)
+    assert any("already-spent" in failure for failure in done.failures)
+    assert len(paced.samples) == 25
+    assert "1 requests were under way: 1000 a second are too many" in too_fast.failures
+
+
+async def _until_it_listens(address: Address) -> None:
+    while True:
+        try:
+            (await Connection.open(address)).close()
+        except OSError:
+            await asyncio.sleep(0.01)
+        else:
+            return
 
 
 @pytest.mark.slow
