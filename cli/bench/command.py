@@ -39,6 +39,7 @@ CLIENTS: Final = 8
 SIGNERS: Final = 2
 CHUNK: Final = 2_000
 VALIDITY_MS: Final = 3_000_000
+CLIENTS_LIVE_MS: Final = 30 * 24 * 3_600_000
 BATCH: Final = 128
 LEAST_RATE: Final = 6_000
 """Transactions a second for which enough are signed ahead."""
@@ -234,7 +235,8 @@ class Bench:
         """Put the clients on the whitelist, by the administrators: the CA is not what is measured."""
         made = {f"client-{number}": SoftwareKey.generate() for number in range(1, CLIENTS + 1)}
         self._identities = [Identity(name, key.pem()) for name, key in made.items()]
-        entries = [registry.builtins(Client(name, key.public.spki, "")) for name, key in made.items()]
+        until = int(time.time() * 1000) + CLIENTS_LIVE_MS
+        entries = [registry.builtins(Client(name, key.public.spki, "", until=until)) for name, key in made.items()]
         registry.commit(self._layout.folder, "put", {"entries": entries})
 
     def _set_period(self, supervisor: Supervisor, period: int) -> None:
