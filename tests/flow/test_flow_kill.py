@@ -11,7 +11,9 @@ from ledger.store import ChainStore, url_of
 from protocol.canonical import TxId
 from tests.flow.running_network import Load, RunningNetwork
 
-SERVICES = [pytest.param(name, marks=pytest.mark.slow) for name in ("management", "device-a", "device-b", "peer-1")]
+pytestmark = pytest.mark.slow
+
+SERVICES = ["management", "device-a", "device-b", "peer-1"]
 LOAD_SECONDS_AROUND = 1.0
 
 
